@@ -81,7 +81,7 @@ def test_an_object_that_is_not_a_transformation_is_named_with_the_remedy() -> No
 def test_a_foreign_state_is_described_by_its_length_or_class() -> None:
     assert base.describe_state((1, 2, 3)) == "3"
     assert base.describe_state([]) == "0"
-    assert base.describe_state(NoState()) == "the state of something else, NoState"
+    assert base.describe_state(NoState()) == "the state of another transformation, NoState"
 
 
 def test_only_transformations_that_read_the_tree_need_it() -> None:

@@ -26,7 +26,7 @@ def test_every_argument_is_described_once_in_the_order_of_the_signature(name: st
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_errors_of_an_optimizer_are_documented(name: str) -> None:
     assert (
-        "ValueError: A hyper-parameter out of range."
+        "ValueError: A hyper-parameter is out of range."
         in sections(exported()[name].__doc__)["Raises"]
     )
 

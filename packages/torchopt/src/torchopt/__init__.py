@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Differentiable optimization for PyTorch.
 
-`import torchopt` imports this file and a table of names; the first use of a name imports what it
-needs.
+`import torchopt` imports only this file and a table of names; a module is imported when one of its
+names is first used.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 from torchopt.index import ALIASES, OPTIMIZERS
 from torchopt.version import __version__
 
-# Imported together by the first use of any of them, or of any public name: optimizers.
+# The modules of optimizers. The first use of any of them, or of any public name, imports them all.
 _CORE = (
     *("accelerated_op", "alias", "base", "clip", "combine", "errors", "hook", "optim"),
     *("optim.meta", "params", "pytree", "schedule", "transform", "typing", "update", "utils"),
 )
-# Imported one by one when they are used.
+# Modules that are imported one by one when they are first used.
 _LATER = (
     *("diff", "distributed", "linalg", "linear_solve", "nn"),
     *("second_order", "solvers", "visual"),
 )
 _CLASSES = (*OPTIMIZERS.values(), *ALIASES)
-# The front ends of engines are imported one by one as well.
+# Public names of engines, whose modules are imported one by one as well.
 _APART = {"inner_loop": ("torchopt.diff.explicit", "inner_loop")}
-# The module of each public name.
+# The module and the name there of each public name.
 _HOMES = {
     "accelerated_op_available": ("torchopt.accelerated_op", "is_available"),
     "apply_updates": ("torchopt.update", "apply_updates"),
@@ -49,7 +49,7 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605
 
 
 def _extension() -> Any:
-    """Return the extension, or its stand-in if it cannot be imported."""
+    """Return the extension module, or a substitute if it cannot be imported."""
     try:
         return importlib.import_module("torchopt._C")
     except ImportError as error:
@@ -78,7 +78,7 @@ def __getattr__(name: str) -> Any:
         return globals()[name]
     if name not in _HOMES and name not in _CORE:
         raise AttributeError(f"module 'torchopt' has no attribute {name!r}")
-    # All at once: so that no name is looked up here later, while a program is being compiled.
+    # All at once, so that no name is looked up here later while torch.compile traces a program.
     for module in _CORE:
         importlib.import_module(f"torchopt.{module}")
     for public, (home, original) in _HOMES.items():

@@ -2,8 +2,8 @@
 # Written by tools/make_stubs.py; run it after a change instead of editing this file.
 """Differentiable optimization for PyTorch.
 
-`import torchopt` imports this file and a table of names; the first use of a name imports what it
-needs.
+`import torchopt` imports only this file and a table of names; a module is imported when one of its
+names is first used.
 """
 
 from torchopt import (

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient transformations as values: the pair (init, update), chains of pairs, and the
-identity.
-"""
+"""Gradient transformations: pairs (init, update), chains of them, and the identity."""
 
 from __future__ import annotations
 
@@ -93,9 +91,9 @@ def require_transformation(value: Any, what: str, *, duck: bool = True) -> None:
     """Raise TypeError unless `value` is a gradient transformation.
 
     Args:
-        value: What was passed.
-        what: The call it was passed to, which the message starts with.
-        duck: Accept every object with the functions `init` and `update`.
+        value: The argument.
+        what: The call it was passed to; the message starts with it.
+        duck: Accept any object with functions `init` and `update`.
     """
     if isinstance(value, GradientTransformation):
         return
@@ -121,7 +119,7 @@ def require_transformation(value: Any, what: str, *, duck: bool = True) -> None:
 
 
 def refuse_positional(given: tuple[Any, ...]) -> NoReturn:
-    """Raise TypeError: `update` got more than updates and state by position, as in optax."""
+    """Raise TypeError: `update` got the parameters by position, as in optax."""
     raise TypeError(
         "update(updates, state, *, params=None, inplace=True): expected 2 positional arguments, "
         f"got {len(given) + 2}; pass the parameters by name: update(updates, state, params=params)"
@@ -138,21 +136,22 @@ def _constructor(value: Any, name: str) -> str:
 
 
 def describe_state(state: Any) -> str:
-    """Return the words of a message for a state that is not that of a chain."""
+    """Describe in a message a state that is not that of a chain."""
     if type(state) in (tuple, list):
         return str(len(state))
-    return f"the state of something else, {type(state).__name__}"
+    return f"the state of another transformation, {type(state).__name__}"
 
 
 def needs_tree(candidate: GradientTransformation) -> bool:
-    """Return whether a transformation has to see trees even in a flat chain, as masks do."""
+    """Return whether a transformation needs trees even in a flat chain, as masks do."""
     return bool(getattr(getattr(candidate.update, "__self__", None), "needs_tree", False))
 
 
 class Driver(Described):
-    """The two functions of a transformation as one value, which can be pickled and compared.
+    """The base class of objects whose methods are the two functions of a transformation.
 
-    A subclass is a frozen dataclass with `init(params)` and `step`.
+    A subclass is a frozen dataclass with `init(params)` and `step`, so that it can be pickled and
+    compared.
     """
 
     def init(self, params: Any) -> Any:
@@ -171,29 +170,29 @@ class Driver(Described):
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
-        """Return what `step` does."""
+        """Return the result of `step`."""
         if positional:
             refuse_positional(positional)
         return self.step(updates, state, params, inplace)
 
     def written(self, old: Any, new: Any) -> Any:
-        """Return the state `new`, with its tensors written into those of `old` where this can."""
+        """Return the state `new`, written into the tensors of `old` if the class supports that."""
         return new
 
     def pair(self) -> GradientTransformation:
-        """Return the transformation."""
+        """Return the pair of functions."""
         return GradientTransformation(self.init, self.update)
 
 
 @dataclass(frozen=True)
 class Wrapper(Driver):
-    """A transformation around another one, whose state it has unless it says otherwise."""
+    """A transformation around another one; by default its state is that of the inner one."""
 
     inner: GradientTransformation
 
     @property
     def needs_tree(self) -> bool:
-        """Whether `inner` has to see trees, as masks do."""
+        """Whether `inner` needs trees, as masks do."""
         return needs_tree(self.inner)
 
     def init(self, params: Any) -> Any:
@@ -204,9 +203,9 @@ class Wrapper(Driver):
 def chain_parts(
     members: tuple[GradientTransformation, ...], backend: Any
 ) -> tuple[tuple[int, int, Any], ...]:
-    """Return ranges of members (first, after the last) and the part that computes each, or None.
+    """Return ranges of members (first, after the last), each with the native call for it or None.
 
-    Members that have rules know which of them form one call.
+    Members that have rules know which of them can be one native call.
     """
     for member in members if backend != "reference" else ():
         split = getattr(getattr(member.update, "__self__", None), "parts_of", None)
@@ -218,14 +217,14 @@ def chain_parts(
 
 @dataclass(frozen=True)
 class Chain(Driver):
-    """The two functions of a chain. A value, so that chains can be pickled."""
+    """The two functions of a chain, as an object that can be pickled."""
 
     transformations: tuple[GradientTransformation, ...]
     backend: Any = "auto"
 
     @lazy
     def parts(self) -> tuple[tuple[int, int, Any], ...]:
-        """Ranges of members (first, after the last) and the part that computes each, or None."""
+        """Ranges of members (first, after the last), each with the native call for it or None."""
         return chain_parts(self.transformations, self.backend)
 
     def __repr__(self) -> str:
@@ -233,7 +232,7 @@ class Chain(Driver):
 
     @property
     def needs_tree(self) -> bool:
-        """Whether a member has to see trees, as masks do."""
+        """Whether a member needs trees, as masks do."""
         return any(map(needs_tree, self.transformations))
 
     def init(self, params: Any) -> Any:
@@ -254,7 +253,7 @@ class Chain(Driver):
         """Apply the members one after the other."""
         states = self.states_in(state)
         for first, last, part in self.parts:
-            # If a member is refused, those before it must not have written.
+            # Only the last call writes: if a member raises, no state may have changed.
             writes = inplace and last == len(states)
             members = tuple(states[first:last])
             found = part and part.update(updates, members, params, inplace=writes)
@@ -266,7 +265,7 @@ class Chain(Driver):
                     updates, states[i], params=params, inplace=writes and i == last - 1
                 )
         if inplace:
-            first = self.parts[-1][0]  # of those that have written
+            first = self.parts[-1][0]  # the members of the last call, which has written
             states[:first] = self.written(state[:first], states[:first])
         return updates, tuple(states)
 
@@ -282,7 +281,7 @@ class Chain(Driver):
 def members_of(
     transformations: tuple[GradientTransformation, ...],
 ) -> tuple[GradientTransformation, ...]:
-    """Return the members of a chain, without nested chains and identities; at least one."""
+    """Return the members of a chain, with nested chains opened and identities removed."""
     members: list[GradientTransformation] = []
     for transformation in transformations:
         require_transformation(transformation, "chain(*transformations)")
@@ -297,7 +296,7 @@ def members_of(
 class ChainedGradientTransformation(GradientTransformation):
     """Transformations applied one after the other.
 
-    Nested chains are flattened and identities are dropped; a chain of nothing is the identity.
+    Nested chains are flattened and identities are dropped; an empty chain is the identity.
 
     Attributes:
         transformations: The members, in the order in which they are applied.
@@ -347,7 +346,7 @@ class IdentityGradientTransformation(GradientTransformation):
         """Return an identity; all identities are equal."""
         return super().__new__(cls, cls.init_fn, cls.update_fn)
 
-    # Of one object, so that identities are equal.
+    # Methods of one object, so that all identities are equal.
     init_fn = staticmethod(_returned.init)
     update_fn = staticmethod(_returned.update)
 

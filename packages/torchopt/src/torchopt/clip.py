@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clip gradients: by value, by the norm of all, of each, or relative to the parameters."""
+"""Clip gradients: by value, by their joint norm, by the norm of each, or relative to parameters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ClipGradNorm(LeafRule):
         if not any(g.numel() for g in grads):
             return grads, state
         order = _order(self.norm_type)
-        # On the device all along, and a constant for differentiation unless asked otherwise.
+        # It stays on the device, and is a constant for differentiation unless `differentiable`.
         seen = [g if self.differentiable else g.detach() for g in grads if g.numel()]
         size, total = _total_norm(seen, order)
         if self.error_if_nonfinite and not bool(torch.isfinite(total)):
@@ -54,10 +54,11 @@ class ClipGradNorm(LeafRule):
 
 
 def _total_norm(grads: list[Tensor], order: float) -> tuple[Tensor | float, Tensor]:
-    """Return two factors of the joint norm, the first of them a constant for differentiation.
+    """Return two factors of the joint norm; the first is a constant for differentiation.
 
-    It is 1 where the norm can be computed, and the size of the largest number where the powers
-    of the others would leave the range of the dtype. Only a CPU is asked which of the two it is.
+    The first factor is 1 if the norm can be computed directly, and otherwise the size of the
+    largest number, without which powers would leave the range of the dtype. Only on a CPU is the
+    direct norm tried: elsewhere the test would wait for the device.
     """
     device = grads[0].device
 
@@ -83,7 +84,7 @@ def _norm(g: Tensor, order: float) -> Tensor:
 
 
 SMALL = 1e-15
-"""Norms from here on have lost nothing that counts in float32, whose squares end at 1e-38."""
+"""Norms above this lose no accuracy to underflow in float32, whose smallest square is 1e-38."""
 
 
 def _order(norm_type: float | Tensor) -> float:
@@ -96,7 +97,7 @@ def _order(norm_type: float | Tensor) -> float:
 
 
 def _threshold(value: float | Tensor) -> float | Tensor:
-    """Return a threshold to keep: a tensor is read in each step."""
+    """Return a threshold as a rule keeps it; a tensor is read anew in each step."""
     return value if isinstance(value, torch.Tensor) else float(value)
 
 
@@ -115,18 +116,18 @@ def clip_grad_norm(
     """Return the transformation that scales all gradients so that their joint norm is at most
     `max_norm`.
 
-    The norm in the coefficient min(1, max_norm / (norm + 1e-6)) is a constant for differentiation,
-    unless `differentiable`.
+    The update is u = g min(1, max_norm / (norm + 1e-6)), as in `torch.nn.utils.clip_grad_norm_`,
+    with the norm over all elements of all gradients. The coefficient is a constant for
+    differentiation, unless `differentiable`.
 
     Args:
-        max_norm: The largest norm; a number, or a 0-dim tensor, which is differentiated.
+        max_norm: The largest norm, >= 0; a number, or a 0-dim tensor, which is differentiated.
         norm_type: Order of the norm; `"inf"` or `math.inf` for the largest absolute value.
         error_if_nonfinite: Raise when the norm is NaN or infinite; this waits for the device.
-        differentiable: Differentiate the norm too: meta-gradients are then those of the
-            function that is computed.
+        differentiable: Differentiate the coefficient too, so that meta-gradients are exact.
 
     Raises:
-        ValueError: A negative `max_norm`, which would turn the gradients around.
+        ValueError: A negative `max_norm`, which would reverse the gradients.
         RuntimeError: From `update`, with `error_if_nonfinite`, when the norm is not finite.
         NotDifferentiableError: From `update`, when `norm_type` is a tensor that requires a
             gradient.
@@ -156,7 +157,7 @@ class ClipByValue(LeafRule):
 
 
 def clip_by_value(limit: float | Tensor) -> GradientTransformation:
-    """Return the transformation that keeps each number between -limit and limit.
+    """Return the transformation that clamps each element between -limit and limit.
 
     Args:
         limit: >= 0; a number, or a 0-dim tensor, which is differentiated.
@@ -174,7 +175,7 @@ def clip_by_value(limit: float | Tensor) -> GradientTransformation:
 
 
 def _shortened(g: Tensor, largest: Tensor | float, dim: Any = None) -> Tensor:
-    """Return g * min(1, largest / |g|), g for a norm of zero; finite in every derivative."""
+    """Return g * min(1, largest / |g|), or g if its norm is zero; all derivatives are finite."""
     size, unit, norm = scaled(g, dim)
     limit = largest / size
     safe = torch.where(norm > 0, norm, 1.0)
@@ -195,7 +196,7 @@ class ClipEachNorm(LeafRule):
 def clip_each_norm(max_norm: float | Tensor) -> GradientTransformation:
     """Return the transformation that scales each tensor so that its norm is at most `max_norm`.
 
-    The coefficient is differentiated.
+    The update is u = g min(1, max_norm / |g|). The coefficient is differentiated.
 
     Args:
         max_norm: The largest Euclidean norm, >= 0; a number, or a 0-dim tensor, which is
@@ -235,13 +236,13 @@ def adaptive_clip(
 ) -> GradientTransformation:
     """Return the transformation that clips gradients relative to the norm of their parameters.
 
-    Norms are taken over all dimensions but the first, the outputs; over the whole tensor where it
-    has one dimension or none.
+    The update is u = g min(1, clipping max(|p|, eps) / |g|). Norms are taken for each unit: over
+    all dimensions but the first, or over the whole tensor if it has one dimension or none.
 
     Args:
         clipping: Largest ratio of the two norms, >= 0; a number, or a 0-dim tensor, which is
             differentiated.
-        eps: Norm that a parameter counts for at least, >= 0; as `clipping`.
+        eps: Lower bound of the norm of a parameter, >= 0; a number or a tensor as `clipping`.
 
     Raises:
         ValueError: A negative argument.
@@ -250,6 +251,13 @@ def adaptive_clip(
     References:
         A. Brock, S. De, S. L. Smith, K. Simonyan, High-Performance Large-Scale Image Recognition
         Without Normalization, 2021, https://arxiv.org/abs/2102.06171, equation 3.
+
+    Example:
+        >>> import torch
+        >>> clip = adaptive_clip(0.1)
+        >>> p, g = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+        >>> clip.update(g, clip.init(p), params=p)[0]  # |p| = 5, so |u| = 0.5
+        tensor([0.0000, 0.5000])
     """
     if are_numbers(clipping, eps) and not (clipping >= 0 and eps >= 0):
         raise ValueError(

@@ -35,7 +35,7 @@ def _chain(*transformations: GradientTransformation) -> GradientTransformation:
     """Return the transformation that applies ``transformations`` from left to right.
 
     Args:
-        transformations: None gives the identity, one is returned unchanged.
+        transformations: Without any, the result is the identity; one is returned unchanged.
 
     Raises:
         TypeError: A member is not a gradient transformation.
@@ -56,13 +56,13 @@ def _chain(*transformations: GradientTransformation) -> GradientTransformation:
 
 @dataclass(frozen=True)
 class FlatChain(Chain):
-    """A chain whose members see lists of leaves: the tree is taken apart once for all of them.
+    """A chain whose members get lists of leaves: the tree is flattened once for all of them.
 
-    The state stays in list form. Members that must see the tree (see `needs_tree`) get it.
+    The state keeps lists. Members that need the tree (see `needs_tree`) get it.
 
     Attributes:
-        single: Whether the state is that of the only member, and not a tuple with it.
-        rounds_once: Whether half types are rounded after the last member, not by each.
+        single: Whether the state is that of the only member instead of a tuple of one.
+        rounds_once: Whether half types are rounded once after the last member.
     """
 
     single: bool = False
@@ -90,7 +90,7 @@ class FlatChain(Chain):
             param_leaves = flatten_up_to(spec, params, what, spec_of="updates")
             read = lambda: param_leaves  # noqa: E731
         for first, last, part in self.parts:
-            # If a member is refused, those before it must not have written.
+            # Only the last call writes: if a member raises, no state may have changed.
             writes = inplace and last == len(states)
             members = tuple(states[first:last])
             found = part and part.part.update(leaves, members, read, inplace=writes)
@@ -114,16 +114,29 @@ class FlatChain(Chain):
         if self.rounds_once:
             leaves = as_given(leaves, given)
         if inplace and not self.single:
-            first = self.parts[-1][0]  # of those that have written
+            first = self.parts[-1][0]  # the members of the last call, which has written
             states[:first] = self.written(state[:first], states[:first])
         return tree_unflatten(spec, leaves), states[0] if self.single else tuple(states)
 
 
 def chain_flat(*transformations: GradientTransformation) -> GradientTransformation:
-    """Return the chain of ``transformations``, which see lists of leaves instead of trees.
+    """Return the chain of ``transformations``, which get lists of leaves instead of trees.
 
-    Same result as `chain` for transformations that treat every leaf alike, with one walk over the
-    tree in each update. The state is that of the members for a list.
+    The result is that of `chain`, with one walk over the tree in each update. Members that need
+    the tree, such as masks, get it. The states of the members are those for a list.
+
+    Args:
+        transformations: As for `chain`.
+
+    Raises:
+        TypeError: A member is not a gradient transformation.
+
+    Example:
+        >>> import torch, torchopt
+        >>> clipped = torchopt.chain.flat(torchopt.clip_grad_norm(1.0), torchopt.sgd(lr=0.1))
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> clipped.update(params, clipped.init(params), params=params)[0]
+        {'w': tensor([-0.0600, -0.0800])}
     """
     if len(transformations) > 1:
         return FlatChain(members_of(transformations)).pair()
@@ -140,14 +153,15 @@ def with_parts(
     backend: str,
     plain: Callable[[GradientTransformation], GradientTransformation],
 ) -> GradientTransformation | None:
-    """Return a chain whose members are native calls together as `backend` says.
+    """Return a chain with native calls for its members as `backend` says, or None.
 
-    None for something else than a chain, and for "native" where no members are one.
+    None means that it is not a chain, or that no member has a native call and `backend` is
+    "native".
 
     Args:
         transformation: The chain.
         backend: See `torchopt.optimizers.native.with_backend`.
-        plain: Makes a member compute in plain torch operations, for "reference".
+        plain: Returns a member that computes in plain torch operations, for "reference".
     """
     found: Any = getattr(transformation.update, "__self__", None)
     if type(found) not in (Chain, FlatChain):

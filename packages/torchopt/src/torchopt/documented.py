@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the docstrings of optimizers have in common, stated once.
+"""Complete the docstrings of optimizers with the parts that they share.
 
-A docstring in the source says what is special to its function. The arguments, exceptions and
-references that it leaves out are put in when the function is made, so that `help` and the manual
+A docstring in the source describes what is special to its function. The arguments, exceptions and
+references that it leaves out are added when the function is defined, so that `help` and the manual
 have them all.
 """
 
@@ -22,13 +22,25 @@ Step size: a number >= 0, a 0-dim tensor with respect to which steps are differe
     "betas": "Decays of the moments, in [0, 1).",
     "b1": "Decay of the first moment, in [0, 1).",
     "b2": "Decay of the second moment, in [0, 1).",
-    "eps": "Added to the root, >= 0.",
+    "eps": "Added to the square root in the denominator, >= 0.",
     "weight_decay": "Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.",
     "moment_requires_grad": "Make the initial moments leaves that require a gradient.",
-    "maximize": "Go up instead of down.",
+    "maximize": "Maximise the objective instead of minimising it.",
 }
-DECOUPLED = "Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p."
-RAISES = "    ValueError: A hyper-parameter out of range."
+DECOUPLED = "Coefficient of the decoupled decay, >= 0: adds -lr * weight_decay * p to the update."
+RAISES = "    ValueError: A hyper-parameter is out of range."
+#: What every optimizer does, for those whose docstring has no example of its own.
+EXAMPLE = """\
+    >>> import torch, torchopt
+    >>> optimizer = {call}
+    >>> params = {{"w": torch.tensor([3.0, -4.0])}}
+    >>> state = optimizer.init(params)
+    >>> for _ in range(10):  # minimize |w|^2
+    ...     grads = {{"w": 2 * params["w"]}}
+    ...     updates, state = optimizer.update(grads, state, params=params, inplace=False)
+    ...     params = torchopt.apply_updates(params, updates, inplace=False)
+    >>> bool(params["w"].square().sum() < 25)
+    True"""
 
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "References", "Example")
 
@@ -39,9 +51,10 @@ def documented(like: Callable[..., Any] | None = None, **arguments: str) -> Call
     """Return the decorator that completes the docstring of an optimizer.
 
     Args:
-        like: Whose arguments of the same name, and whose references, it has. Where it makes the
-            direction and the docstring does not say what the update is, it is said.
-        arguments: Entries that occur in no other docstring.
+        like: The function whose descriptions of arguments and whose references are taken over. If
+            it returns the direction, and the docstring does not say what the update is, a sentence
+            about that is added.
+        arguments: Descriptions of arguments that no other docstring has.
     """
 
     def decorate(function: F) -> F:
@@ -49,6 +62,8 @@ def documented(like: Callable[..., Any] | None = None, **arguments: str) -> Call
         others = {"Raises": RAISES}
         if "References" in found:
             others["References"] = found["References"]
+        if "lr" in inspect.signature(function).parameters:
+            others["Example"] = EXAMPLE.format(call=f"torchopt.{function.__name__}()")
         complete(function, entries(found.get("Args", "")) | arguments, **others)
         text = function.__doc__
         has_lr = [f and "lr" in inspect.signature(f).parameters for f in (function, like)]
@@ -68,12 +83,12 @@ def documented(like: Callable[..., Any] | None = None, **arguments: str) -> Call
 def complete(
     function: Callable[..., Any], arguments: Mapping[str, str] = ARGUMENTS, **others: str
 ) -> None:
-    """Put into the docstring of `function` what it leaves out.
+    """Add to the docstring of `function` what it leaves out.
 
     Args:
-        function: Its own entries and sections stay as they are.
-        arguments: Entries of arguments by name, before those of `ARGUMENTS`.
-        others: Sections by name. Where an argument is put in, `Raises` is too.
+        function: The function. The entries and sections that it has stay as they are.
+        arguments: Descriptions of arguments by name. They take precedence over `ARGUMENTS`.
+        others: Sections by name. If an argument is added, so is `Raises`.
     """
     if function.__doc__ is None:  # python -OO
         return
@@ -88,18 +103,18 @@ def complete(
 
 
 def sections(docstring: str) -> dict[str, str]:
-    """Return the parts of a docstring by their headings, the one before the first by ""."""
+    """Return the sections of a docstring by heading; the key of the text before them is ""."""
     parts = re.split(rf"(?m)^({'|'.join(SECTIONS)}):\n", inspect.cleandoc(docstring))
     return {name: text.rstrip() for name, text in zip(["", *parts[1::2]], parts[::2])}
 
 
 def joined(parts: Mapping[str, str]) -> str:
-    """Return the docstring with these `sections`."""
+    """Return the docstring that has these `sections`."""
     rest = [f"{name}:\n{parts[name]}" for name in SECTIONS if name in parts]
     return "\n\n".join([parts[""], *rest]) + "\n"
 
 
 def entries(section: str) -> dict[str, str]:
-    """Return the text of each argument in a section of arguments."""
+    """Return the description of each argument in a section of arguments."""
     found = re.findall(r"(?ms)^    (\w+): (.*?)(?=^    \w|\Z)", section)
     return {name: text.rstrip() for name, text in found}

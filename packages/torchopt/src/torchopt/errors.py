@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exceptions and warnings of torchopt beyond Python's own."""
+"""The exceptions and warnings that torchopt defines."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class CheckpointError(TorchOptError, RuntimeError):
 
 
 class CompilerError(TorchOptError, RuntimeError):
-    """A program could not be compiled: there is no C++ compiler, or it fails."""
+    """A program could not be compiled: there is no C++ compiler, or the compiler failed."""
 
 
 class GradientMismatchError(TorchOptError, RuntimeError):
-    """Two engines of differentiation give gradients that differ by more than was allowed."""
+    """Two engines of differentiation give gradients that differ by more than the limit."""
 
 
 class KernelUnavailableError(TorchOptError, RuntimeError):
@@ -44,11 +44,11 @@ class MissingExtensionWarning(UserWarning):
 
 
 class NotDifferentiableError(TorchOptError, RuntimeError):
-    """A gradient was requested with respect to something the loss does not depend on."""
+    """A derivative was requested that does not exist, or that cannot be computed exactly."""
 
 
 class NotTraceableError(TorchOptError, RuntimeError):
-    """A program cannot be traced: it does not do the same operations in each run."""
+    """A program cannot be traced, because it may do other operations in another run."""
 
 
 class SecondDerivativeWarning(UserWarning):
@@ -56,12 +56,12 @@ class SecondDerivativeWarning(UserWarning):
 
 
 class MismatchError(TorchOptError, ValueError):
-    """Tensors that should belong together differ in shape or device, or do not hold fractions.
+    """Tensors that belong together differ in shape or device, or have a dtype without fractions.
 
     Attributes:
-        leaf: Which leaf of the tree it is about, from 0.
-        reason: What was expected there, and what came.
-        where: The path of the leaf, such as `$['fc1'].bias`; None where it is not known.
+        leaf: The number of the leaf in the tree, counted from 0.
+        reason: What was expected there, and what was found.
+        where: The path of the leaf, such as `$['fc1'].bias`; None if it is not known.
     """
 
     def __init__(self, leaf: int, reason: str, where: str | None = None) -> None:
@@ -79,17 +79,17 @@ class LeafTypeError(MismatchError, TypeError):
 
 
 class WorkerError(TorchOptError, RuntimeError):
-    """A process of a distributed run raised, did not answer in time, or is gone.
+    """A process of a distributed run raised, did not answer in time, or is lost.
 
-    Where the worker raised, the error is also an instance of the exception it raised, so that
+    If the worker raised, the error is also an instance of the class that it raised, so that
     `except ValueError` catches a `ValueError` of a remote call.
 
     Attributes:
         rank: Rank of the worker; None if it is unknown.
         task: What it was doing, such as `"task 3 of 8"` or `"after step 2"`; None before the first.
-        kind: `"raised"`, `"timed out"`, `"lost"`, `"left"` (came to its end while others still
-            needed it) or `"differs"` (computes something else than the others).
-        remote_traceback: Where it was; empty if there is none.
+        kind: `"raised"`, `"timed out"`, `"lost"`, `"left"` (exited while others still needed it) or
+            `"differs"` (does not compute the same as the others).
+        remote_traceback: The traceback on the worker; empty if there is none.
     """
 
     def __init__(

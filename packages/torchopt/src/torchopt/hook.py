@@ -32,7 +32,18 @@ def zero_nan_hook(g: Tensor) -> Tensor:
 def nan_to_num_hook(
     nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """Return a hook that replaces NaN and infinities; arguments as in `torch.nan_to_num`."""
+    """Return a hook that replaces NaN and infinities.
+
+    Args:
+        nan: The value for NaN.
+        posinf: The value for infinity; None for the largest number of the dtype.
+        neginf: The value for minus infinity; None for the smallest number of the dtype.
+
+    Example:
+        >>> import torch
+        >>> nan_to_num_hook(nan=-1.0)(torch.tensor([float("nan"), 1.0]))
+        tensor([-1.,  1.])
+    """
     return functools.partial(torch.nan_to_num, nan=nan, posinf=posinf, neginf=neginf)
 
 
@@ -41,7 +52,7 @@ class RegisterHook(LeafRule):
     """u = g, with a backward hook on g."""
 
     hook: Callable[[Tensor], Tensor | None]
-    widens: ClassVar[bool] = False  # the hook goes to the gradient itself
+    widens: ClassVar[bool] = False  # the hook is registered on the gradient itself
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
@@ -65,11 +76,23 @@ class RegisterHook(LeafRule):
 def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransformation:
     """Return the transformation that registers `hook` on the gradients and passes them through.
 
-    The hook sees the second-order gradients of a meta-step, for which the gradients must be part of
-    a graph (`create_graph=True`). Gradients without one, as under `torch.no_grad()` and in
-    first-order steps, pass without a hook: nothing flows back to them.
+    The hook is called in the backward pass through a step, with the derivative of the outer loss
+    with respect to the gradient. This needs gradients that are part of a graph
+    (`create_graph=True`). Gradients without a graph, as under `torch.no_grad()` and in first-order
+    steps, pass without a hook, because nothing flows back to them.
 
     Args:
-        hook: Takes the gradient of the gradient, returns its replacement or None.
+        hook: A function of that derivative. It returns a replacement, or None to keep it.
+
+    Raises:
+        NotDifferentiableError: From `update`, in forward mode, which calls no hooks.
+
+    Example:
+        >>> import torch
+        >>> g = torch.tensor(2.0, requires_grad=True)
+        >>> hooked = register_hook(lambda derivative: 10 * derivative)
+        >>> u, _ = hooked.update(g * 1.0, hooked.init(g))
+        >>> torch.autograd.grad(3.0 * u, g)
+        (tensor(30.),)
     """
     return as_transformation(RegisterHook(hook), already_flattened=False)

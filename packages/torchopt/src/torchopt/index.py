@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The index of optimizers: one line each, the function and the name of its classes.
+"""The index of optimizers: one line each, with the function and the name of its classes.
 
 `torchopt.lion`, `torchopt.Lion`, `torchopt.MetaLion`, `torchopt.alias.lion` and
 `torchopt.transform.scale_by_lion` are made from the line of `lion` and `optimizers/lion.py`. After
-a change, `python tools/make_stubs.py` writes what type checkers read.
+a change, run `python tools/make_stubs.py`, which writes the stubs that type checkers read.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ ALIASES = {
     "Adamax": "AdaMax",
     "RMSprop": "RMSProp",
 }
-"""Second names of classes, as torch.optim writes them."""
+"""Alternative names of classes, spelled as in torch.optim."""
 
 FILES = {
     "adamw": "adam",
@@ -66,7 +66,7 @@ FILES = {
     "schedule_free_adamw": "schedule_free",
     "schedule_free_sgd": "schedule_free",
 }
-"""The files in `torchopt.optimizers` of those that share one; the others have one by their name."""
+"""The files in `torchopt.optimizers` of optimizers that share one; others have their own name."""
 
 
 PUBLISHED = {
@@ -87,7 +87,7 @@ PUBLISHED = {
         for name in names
     },
 }
-"""Where the published package has names, which pickles go by."""
+"""The modules of names in the published package, to which pickles refer."""
 
 
 @functools.cache

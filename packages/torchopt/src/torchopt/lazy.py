@@ -14,8 +14,8 @@ T = TypeVar("T")
 class lazy(Generic[T]):  # noqa: N801 - a decorator
     """An attribute that is computed when it is first read, and then kept.
 
-    `functools.cached_property` without its lock, which `torch.compile` cannot follow before
-    Python 3.12. Two threads may both compute the value.
+    It is `functools.cached_property` without the lock that it has before Python 3.12, which
+    `torch.compile` cannot trace. Two threads may both compute the value.
 
     Example:
         >>> class Square:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers that a rule sees: complex ones as pairs, half precision as float32, no autocast.
+"""The precision of rules: complex numbers as pairs, half types in float32, no autocast.
 
-A transformation computes the same wherever it runs: eagerly, under vmap, in forward mode, compiled.
-So half types are widened here, for every rule, and rounded once when the rule is done.
+A transformation returns the same values eagerly, under vmap, in forward mode and compiled.
+Therefore half types are widened here, for every rule, and rounded once after the rule.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _AUTOCAST_DEVICES = tuple(
     for device in ("cpu", "cuda", "xpu", "mps", "mtia", "hpu", "xla", "maia", "privateuseone")
     if torch.amp.is_autocast_available(device)
 )
-# The types of device that `any_autocast` does not cover.
+# The device types that `any_autocast` does not cover.
 _UNCOUNTED_DEVICES = tuple(filterfalse(counts_for_any_autocast, _AUTOCAST_DEVICES))
 
 
 def is_special(values: Iterable[Any]) -> bool:
-    """Return whether a rule sees one of `values` in another form than it is in."""
+    """Return whether a rule gets one of `values` in another form: complex or of a half type."""
     return any(isinstance(x, Tensor) and x.dtype in _SPECIAL for x in values)
 
 
@@ -45,26 +45,26 @@ def is_narrow(values: Iterable[Any]) -> bool:
 
 
 def widened(x: Any) -> Any:
-    """Return a tensor of a half type in float32, and everything else as it is."""
+    """Return a tensor of a half type in float32, and any other value unchanged."""
     return x.to(_WIDER[x.dtype]) if isinstance(x, Tensor) and x.dtype in _WIDER else x
 
 
 def as_computed(x: Any, *, pairs: bool = True, widen: bool = True) -> Any:
-    """Return `x` as a rule sees it.
+    """Return `x` in the form in which rules compute.
 
     With `pairs`, a complex number is a pair of real ones, as in torch.optim.
     """
     if not isinstance(x, Tensor):
-        return x  # a state may have numbers, such as a step
+        return x  # a state may hold Python numbers, such as a step count
     if pairs and x.is_complex():
         x = torch.view_as_real(x.resolve_conj())
     return widened(x) if widen else x
 
 
 def as_given(values: Sequence[Any], like: Sequence[Any]) -> list[Any]:
-    """Return the values of a rule in the dtypes of `like`, which it was given.
+    """Return the results of a rule in the dtypes of `like`, its arguments.
 
-    Where `like` holds something else than numbers with fractions, the value stays.
+    A value stays as it is where `like` is not a floating-point or complex tensor.
     """
     return [
         x
@@ -86,7 +86,7 @@ def _as_given(x: Any, like: Any) -> Any:
 
 @contextlib.contextmanager
 def without_autocast() -> Iterator[None]:
-    """Compute in the dtypes that are given, whatever autocast the caller runs under."""
+    """Return a context in which autocast is off, whatever the caller has switched on."""
     with contextlib.ExitStack() as stack:
         for device in autocast_devices():
             stack.enter_context(torch.autocast(device, enabled=False))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything of optree, and arithmetic on trees of tensors."""
+"""All names of optree, and arithmetic on trees of tensors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tree_flatten_as_tuple(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> tuple[tuple[Any, ...], PyTreeSpec]:
-    """Return the leaves of a tree as a tuple, and its structure."""
+    """Return the leaves of a tree as a tuple, and its spec; see `optree.tree_flatten`."""
     leaves, spec = tree_flatten(tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace)
     return tuple(leaves), spec
 
@@ -83,7 +83,7 @@ def tree_add(*trees: TensorTree) -> TensorTree:
 
 
 def tree_add_scalar_mul(tree_x: TensorTree, tree_y: TensorTree, alpha: Any = None) -> TensorTree:
-    """Return tree_x + alpha * tree_y, with 1 for an alpha of None."""
+    """Return tree_x + alpha * tree_y; an alpha of None means 1."""
     if alpha is None:
         return tree_map(operator.add, tree_x, tree_y)
     return tree_map(lambda x, y: x + alpha * y, tree_x, tree_y)
@@ -95,7 +95,7 @@ def tree_sub(minuend_tree: TensorTree, subtrahend_tree: TensorTree) -> TensorTre
 
 
 def tree_sub_scalar_mul(tree_x: TensorTree, tree_y: TensorTree, alpha: Any = None) -> TensorTree:
-    """Return tree_x - alpha * tree_y, with 1 for an alpha of None."""
+    """Return tree_x - alpha * tree_y; an alpha of None means 1."""
     if alpha is None:
         return tree_map(operator.sub, tree_x, tree_y)
     return tree_map(lambda x, y: x - alpha * y, tree_x, tree_y)
@@ -122,7 +122,7 @@ def tree_truediv(dividend_tree: TensorTree, divisor_tree: TensorTree) -> TensorT
 
 
 def tree_vdot_real(tree_x: TensorTree, tree_y: TensorTree) -> float:
-    """Return the sum over leaves of Re <conj(x), y>, as a number.
+    """Return the sum over leaves and elements of Re(conj(x) y), as a number.
 
     Example:
         >>> tree_vdot_real({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([3.0, 4.0])})
@@ -137,7 +137,7 @@ def tree_vdot_real(tree_x: TensorTree, tree_y: TensorTree) -> float:
 
 
 def tree_wait(future_tree: Any) -> Any:
-    """Return the results of a tree of futures, once all are there."""
+    """Wait for all futures of a tree, and return the tree of their results."""
     futures, spec = tree_flatten(future_tree)
     return spec.unflatten(torch.futures.wait_all(futures))
 
@@ -152,9 +152,9 @@ if RRef is not None:
         return tree_map(_rpc.RRef, tree)
 
     def tree_to_here(rref_tree: Any, timeout: float = _UNSET_TIMEOUT) -> Any:
-        """Return the values of a tree of remote references, copied here."""
+        """Return the values of a tree of remote references, copied to this process."""
         return tree_map(lambda x: x.to_here(timeout=timeout), rref_tree)
 
     def tree_local_value(rref_tree: Any) -> Any:
-        """Return the values of a tree of remote references that are owned here."""
+        """Return the values of a tree of remote references that this process owns."""
         return tree_map(lambda x: x.local_value(), rref_tree)

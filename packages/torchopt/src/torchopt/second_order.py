@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions whose value contains their own gradient, as one program with their derivative.
+"""Compile functions whose value contains a gradient, together with their derivative.
 
-A force that is compared with data, a gradient penalty, the residual of a differential equation:
-training on those differentiates a gradient once more, which `torch.compile` refuses ("double
-backward"). Here the value and its gradient are traced together. Both are first-order programs, so
-the compiler takes them.
+Examples are a force that is compared with data, a gradient penalty, and the residual of a
+differential equation. Training on these differentiates a gradient once more, which `torch.compile`
+refuses ("double backward"). Here the value and its gradient are traced together into first-order
+programs, which the compiler accepts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["compile"]
 
 WORDS = Words("second_order.compile", "call the function itself")
 EXECUTE = ("trace", "compile")
-MOST = 8  # objects among the arguments that are watched, the last ones used
+MOST = 8  # how many sets of objects among the arguments are watched: those used last
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class _Form:
         graph: Which of its tensors are differentiated.
         grads: Which inputs have a gradient.
         inside: Whether the function takes derivatives by tensors that it holds.
-        pull: The program from what the first one kept, and cotangents, to the gradient; None if the
-            first one returns the gradient of its only result.
+        pull: The program that maps what the first program kept, and cotangents, to the gradient;
+            None if the first program returns the gradient of its only result.
     """
 
     spec: Any
@@ -61,11 +61,12 @@ class _Form:
 
 
 class _Evaluation:
-    """One call, as `torchopt.tree_function.Sweep` wants it.
+    """One call, in the form of `torchopt.tree_function.Sweep`.
 
     Args:
-        program: Returns the tensors of the value, and then gradients or what they are made of.
-        arguments: Of the program.
+        program: Returns the tensors of the value, followed by the gradients or by the tensors from
+            which they are computed.
+        arguments: The arguments of the program.
         held: All tensors that the function reaches.
     """
 
@@ -111,7 +112,7 @@ class _Evaluation:
         return tuple(next(found, None) if has else None for has in self._form.grads)
 
     def result(self, outputs: Sequence[Tensor]) -> Any:
-        """Return what the function returns, with these for the tensors that are differentiated."""
+        """Return the result of the function, with `outputs` as its differentiated tensors."""
         given, plain = iter(outputs), zip(self.values, self._form.graph)
         tensors = iter([next(given) if g else x for x, g in plain])
         leaves = [next(tensors) if x is None else x[0] for x in self._form.leaves]
@@ -123,32 +124,33 @@ def compile(  # noqa: A001 - the word of the field
 ) -> Callable[..., Any]:
     """Return a function with the same values and gradients, computed by one program.
 
-    The gradient is exact, for every tensor of the arguments that requires one and for every
+    The gradient is exact. It covers every tensor among the arguments that requires one, and every
     parameter that the function or an argument holds, such as those of a module; `backward()` and
     any optimizer work as with the function itself. The program is traced at the first call, and
-    once more for each other shape, dtype, mode or number that the function depends on; the logger
-    `torchopt.diff.explicit.trace` says so, and the 64 programs used last are kept.
+    again for each other shape, dtype, mode or number that the function depends on; the logger
+    `torchopt.diff.explicit.trace` reports that, and the 64 programs used last are kept.
 
     Args:
         function: From trees of tensors, modules and anything else, to a tree of tensors. It may
             take derivatives inside, by `torch.autograd.grad(..., create_graph=True)` or
-            `torch.func`. Of a 0-dim result, the gradient is computed together with the value; of
-            others, once the cotangents are known.
+            `torch.func`. The gradient of a 0-dim result is computed together with the value, that
+            of other results once the cotangents are known.
         execute: `"compile"`: by torch's inductor, which needs a C++ compiler and takes seconds at
             the first call. `"trace"`: operation by operation, without a compiler.
 
     Returns:
-        A function of the same arguments. The random numbers of torch are those that the function
-        itself would draw, and buffers that the function writes to, such as those of a BatchNorm,
-        are written. What comes from outside of all that it reaches, such as the time or a
-        generator of numpy that it makes itself, stays as it was when the program was traced.
+        A function of the same arguments. It draws the random numbers of torch that the function
+        itself would draw, and writes to the buffers that the function writes to, such as those of a
+        BatchNorm. Values that the function gets from elsewhere, such as the time or a generator of
+        numpy that it creates, stay those of the run that was traced.
 
     Raises:
-        CompilerError: From a call: there is no C++ compiler, or it fails.
-        NotTraceableError: From a call: the function reads a value on the host, changes something
-            else than buffers besides what it returns, or is differentiated twice or inside a
-            transform from outside; the message says which.
-        ValueError: Another `execute`.
+        CompilerError: From a call, if there is no C++ compiler or it fails.
+        NotTraceableError: From a call, if the function reads a value on the host or has side
+            effects other than writing to buffers, or if the call is differentiated twice or made
+            inside a transform; the message says which.
+        TypeError: `function` is not callable, or, from a call, it does not return tensors.
+        ValueError: An unknown `execute`.
 
     Example:
         >>> import torch, torchopt
@@ -172,7 +174,7 @@ def compile(  # noqa: A001 - the word of the field
     watched: OrderedDict[tuple[int, ...], tuple[Reached, Any]] = OrderedDict()
 
     def reach(objects: Sequence[Any]) -> tuple[Fingerprint, Any]:
-        """Return what the function and objects among its arguments reach, and all these as one."""
+        """Return what the function and objects among its arguments reach, and both as one."""
         where = tuple(map(id, objects))
         found = watched.pop(where, None)
         if found is None:
@@ -195,7 +197,7 @@ def _called(function: Any, reach: Any, args: Any, kwargs: Any, *, compiled: bool
             f"{WORDS.where}: expected a call outside of torch.func transforms and forward mode, "
             f"got one inside; {WORDS.way_out} there."
         )
-    orders: list[Hashable] = []  # of dicts, which count as equal in any order
+    orders: list[Hashable] = []  # the orders of dicts, in which their specs do not differ
 
     def noted(x: Any) -> bool:
         if type(x) in DICTS:
@@ -237,16 +239,16 @@ def _called(function: Any, reach: Any, args: Any, kwargs: Any, *, compiled: bool
     inputs = [*(x for x, w in zip(tensors, wanted) if w), *held]
     if not any(program.form.graph):
         return call.result(call.evaluate())
-    with torch.enable_grad():  # which the function itself may do
+    with torch.enable_grad():  # the function itself may enable it
         return call.result(apply_sweep(call, *inputs))
 
 
 def _distinct(
     leaves: Sequence[Any], reached: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[int | None]]:
-    """Return the tensors among the leaves, each once, and for each leaf which of them it is.
+    """Return the distinct tensors among the leaves, and for each leaf the index of its tensor.
 
-    Parameters that the function reaches anyway are not among them, and have negative numbers.
+    Parameters that the function reaches anyway are left out; their indices are negative.
     """
     tensors: list[Tensor] = []
     known = {id(x): ~i for i, x in enumerate(reached) if x.requires_grad and x.is_leaf}
@@ -264,7 +266,7 @@ def _distinct(
 
 
 def _require_apart(tensors: dict[int, Tensor]) -> None:
-    """Raise if a tensor was computed from another: a derivative inside would not see that."""
+    """Raise if one tensor was computed from another, which a derivative inside would ignore."""
     smooth = [x for x in tensors.values() if x.requires_grad]
     ends = {id(x) if x.grad_fn is None else x.grad_fn: x for x in smooth}
     if len(ends) < 2 or all(x.grad_fn is None for x in smooth):
@@ -285,11 +287,11 @@ class _Tracing:
 
     Args:
         function: The function.
-        filled: From tensors to its arguments.
-        tensors: Those of the call.
+        filled: Maps tensors to the arguments of the function.
+        tensors: The tensors of the call.
         wanted: Which of them are differentiated.
-        held: The tensors that it reaches and that are differentiated.
-        names: Of tensors that it reaches.
+        held: The tensors that the function reaches and that are differentiated.
+        names: The names of tensors that the function reaches, by identity.
     """
 
     def __init__(
@@ -305,7 +307,7 @@ class _Tracing:
         self._wanted, self._held, self._names = wanted, held, names
 
     def program(self, whole: Any, *, compiled: bool) -> Program:
-        """Return the program for the value and what its derivative takes.
+        """Return the program for the value and for what its derivative needs.
 
         Args:
             whole: The function with the objects among its arguments.
@@ -334,7 +336,7 @@ class _Tracing:
             return replace(value, form=replace(trace.form, pull=pull))
 
     def _leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return tensors like those of the call, each the end of a graph."""
+        """Return copies of the tensors of the call that are leaves of the graph."""
         return [
             x.detach().requires_grad_(like.requires_grad) for x, like in zip(tensors, self._tensors)
         ]

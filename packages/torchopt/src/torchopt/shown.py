@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One short line for a value, without the elements of tensors: for messages and for `repr`."""
+"""Show a value in one short line, without the elements of tensors, for messages and `repr`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["Described", "call", "described", "options", "shown"]
 ATOMS = (Number, str, type(None), torch.dtype, torch.device)
 
 
-#: The most characters of an atom, of the items of a container, and the most of these.
+#: The greatest number of characters of an atom, of characters of all items, and of items.
 ATOM, ITEMS, COUNT = 80, 400, 8
 DEPTH = 6
 
 
 def shown(value: Any, depth: int = DEPTH) -> str:
-    """Return a value as it stands in a call, shortened where it is large; never raises.
+    """Return a value as it is written in a call, shortened if it is large. It never raises.
 
     Args:
         value: Anything.
@@ -49,7 +49,7 @@ def shown(value: Any, depth: int = DEPTH) -> str:
 
 
 def _opened(value: Any, depth: int) -> str:
-    """Return what is inside of a container."""
+    """Return the text of a container with its items."""
     if type(value) is dict:
         pairs = (f"{shown(key, depth)}: {shown(x, depth)}" for key, x in value.items())
         return "{" + _listed(pairs, len(value)) + "}"
@@ -87,7 +87,7 @@ def _name(value: Any) -> str:
 
 
 def options(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that are not at their defaults, or declared as shown."""
+    """Return the fields of a dataclass that differ from their defaults or are always shown."""
     found = ((f, getattr(value, f.name)) for f in fields(value) if f.repr and f.init)
     return {
         f.name: given
@@ -97,7 +97,7 @@ def options(value: Any) -> dict[str, Any]:
 
 
 def described(value: Any, depth: int = DEPTH) -> str:
-    """Return a dataclass as the call that makes it, without the options at their defaults.
+    """Return a dataclass as the call that makes it, without options that have their defaults.
 
     Example:
         >>> from torchopt.linear_solve import CG
@@ -123,8 +123,9 @@ def _same(given: Any, default: Any) -> bool:
 
 
 class Described:
-    """The base class of dataclasses whose `repr` is `described`, which `dataclass` keeps, unless
-    they have or inherit their own.
+    """The base class of dataclasses whose `repr` is `described`.
+
+    A class that defines or inherits another `repr` keeps it.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees of tensors. The one module that imports optree."""
+"""Trees of tensors. Only this module imports optree."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ __all__ = [
 def flatten_up_to(
     spec: PyTreeSpec, tree: Any, what: str, *, spec_of: str | None = None
 ) -> list[Any]:
-    """Return what ``tree`` holds at the leaves of ``spec``.
+    """Return the subtrees of ``tree`` at the leaves of ``spec``.
 
     Args:
         spec: The structure.
-        tree: A tree that begins like it.
-        what: What a message starts with: the argument that holds ``tree``.
-        spec_of: Where the tree of ``spec`` is the one that is wrong when the two differ: its name.
+        tree: A tree of which ``spec`` is a prefix.
+        what: The start of a message, such as the argument that holds ``tree``.
+        spec_of: The name of the tree of ``spec``, if that one is to blame when the two differ.
 
     Raises:
-        ValueError: ``tree`` does not begin like ``spec``; the message names the first place.
+        ValueError: ``spec`` is not a prefix of ``tree``; the message names the first difference.
     """
     try:
         return spec.flatten_up_to(tree)
@@ -77,7 +77,7 @@ def _shortened(tree: Any, limit: int = 80) -> str:
 def _first_difference(spec: PyTreeSpec, tree: Any) -> tuple[str, str, str]:
     """Return where ``tree`` first differs from ``spec``, and what each of them has there.
 
-    None is a leaf of both.
+    None is a leaf in both.
     """
     pending = [(optree.PyTreeAccessor(), spec, tree)]
     while pending:
@@ -139,18 +139,18 @@ def _described_keys(missing: Sequence[Any], extra: Sequence[Any]) -> tuple[str, 
 
 
 def located(error: MismatchError, spec: PyTreeSpec) -> MismatchError:
-    """Return `error` with the place of its leaf in the tree, such as ``$['fc1'].bias``."""
+    """Return `error` with the path of its leaf in the tree, such as ``$['fc1'].bias``."""
     where = spec.accessors()[error.leaf].codify("$")
     return type(error)(error.leaf, error.reason, where)
 
 
 def is_smooth(x: Any) -> TypeGuard[Tensor]:
-    """Return whether x is a tensor that can be differentiated: of real or complex numbers."""
+    """Return whether x is a tensor that can be differentiated: floating-point or complex."""
     return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
 
 
 def describe_mismatch(expected: Any, got: Any) -> str | None:
-    """Return how two tensors differ in shape or device, or None where they do not."""
+    """Return how two tensors differ in shape or device, or None if they do not."""
     if expected.shape != got.shape:
         return f"expected shape {tuple(expected.shape)}, got {tuple(got.shape)}"
     if expected.device != got.device:
@@ -161,7 +161,7 @@ def describe_mismatch(expected: Any, got: Any) -> str | None:
 def first_of_another_shape(expected: Sequence[Any], got: Sequence[Any]) -> int | None:
     """Return the first index where the shapes of two lists of tensors differ, or None.
 
-    torch would broadcast silently: an update of one tensor would be spread over another.
+    Without this check, torch would silently broadcast the update of one tensor to another.
     """
     for index, (x, y) in enumerate(zip(expected, got)):
         if x.shape != y.shape:
@@ -170,7 +170,7 @@ def first_of_another_shape(expected: Sequence[Any], got: Sequence[Any]) -> int |
 
 
 def require_same_shapes(expected: Any, got: Any, what: str) -> None:
-    """Raise unless the tensors of two trees have the same shapes; None goes with anything.
+    """Raise unless the tensors of two trees have the same shapes; None matches anything.
 
     Raises:
         ValueError: The trees differ; the message starts with ``what``.
@@ -183,13 +183,14 @@ def require_same_shapes(expected: Any, got: Any, what: str) -> None:
 
 
 def prefix_leaves(prefix: Any, tree: Any, what: str) -> list[Any]:
-    """Return one value for each leaf of ``tree``: that of ``prefix`` above it.
+    """Return the values of ``prefix``, each repeated for all leaves of ``tree`` below it.
 
     Raises:
         ValueError: ``prefix`` is not a prefix of ``tree``; the message starts with ``what``.
     """
     try:
-        # A value for each leaf: torch.compile follows this, and not optree.tree_broadcast_prefix.
+        # First the case of one value per leaf: torch.compile can trace this, but not
+        # optree.tree_broadcast_prefix.
         return tree_structure(tree, none_is_leaf=True).flatten_up_to(prefix)
     except (ValueError, TypeError):
         pass

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the types that appear in torchopt's signatures."""
+"""The types in torchopt's signatures."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ Numeric = Union[Tensor, Scalar]
 Schedule = Callable[[Numeric], Numeric]
 ScalarOrSchedule = Union[float, Tensor, Schedule]
 
-#: Trees of tensors cannot be typed any closer in Python's type system.
+#: Python's type system cannot describe trees of tensors more precisely.
 TensorTree = Any
 OptionalTensorTree = Any
 Params = Any

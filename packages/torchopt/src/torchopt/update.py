@@ -31,12 +31,12 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
     Args:
         params: Tree of tensors.
         updates: Tree like ``params``; ``None`` leaves a parameter as it is.
-        inplace: Write into the tensors of ``params``. The write is recorded in the tensors'
-            version, so that a graph that still needs the old values refuses to run instead of using
-            the new ones. With ``False`` the sum is differentiable with respect to both trees.
+        inplace: Write into the tensors of ``params``. The write increments their version counters,
+            so that a graph that still needs the old values raises instead of using the new ones.
+            With ``False`` the sum is differentiable with respect to both trees.
 
     Returns:
-        A tree like ``params``; with ``inplace=True``, of the same tensors.
+        A tree like ``params``; with ``inplace=True`` it holds the same tensors.
 
     Raises:
         ValueError: The trees differ.
@@ -73,7 +73,7 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
 def _moved(
     leaves: list[Any], update_leaves: list[Any], spec: PyTreeSpec
 ) -> tuple[list[int], list[Tensor], list[Tensor]]:
-    """Return which leaves have an update, those leaves, and their updates."""
+    """Return the indices of the leaves that have an update, those leaves, and their updates."""
     moved = [
         i for i, (p, u) in enumerate(zip(leaves, update_leaves)) if p is not None and u is not None
     ]
@@ -95,7 +95,8 @@ def _moved(
 def writable(params: Params, updates: Updates) -> tuple[list[Tensor], list[Tensor]]:
     """Return the parameters that have an update, and their updates, for `add_`.
 
-    What `apply_updates(params, updates, inplace=True)` would raise half-way is raised here.
+    The errors that `apply_updates(params, updates, inplace=True)` would raise half-way are raised
+    here, before anything is written.
 
     Raises:
         ValueError: The trees differ.
@@ -145,13 +146,13 @@ def _require_tensors(
 
 
 def share_memory(tensors: list[Tensor]) -> bool:
-    """Return whether two tensors begin at one address: kernels for lists would race on it."""
+    """Return whether two tensors start at the same address, where kernels for lists would race."""
     addresses = [x.data_ptr() for x in tensors if x.numel()]
     return len(set(addresses)) != len(addresses)
 
 
 def _are_one_call(params: list[Tensor], updates: list[Tensor]) -> bool:
-    """Return whether one call serves all tensors: torch.func transforms have no rules for it."""
+    """Return whether one operation on lists can add all: torch.func has no rules for those."""
     if not params or not are_plain(params, updates):
         return False
     return not (params[0].is_cuda and share_memory(params))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots of modules and optimizers, and cutting them from their graph."""
+"""Take and restore snapshots of modules and optimizers, and detach them from their graph."""
 
 from __future__ import annotations
 
@@ -66,31 +66,32 @@ def extract_state_dict(
     enable_visual: bool = False,
     visual_prefix: str = "",
 ) -> ModuleState | tuple[Any, ...]:
-    """Return a snapshot of a module or of a meta-optimizer.
+    """Return a snapshot of a module or of a meta-optimizer, for `recover_state_dict`.
 
     Args:
         target: A module or a meta-optimizer.
-        by: `"reference"` (`"ref"`): the same tensors. `"copy"` (`"clone"`): copies inside the
-            graph, through which gradients reach the originals. `"deepcopy"` (`"deepclone"`): copies
-            outside of the graph; parameters stay parameters. Tensors that are shared stay shared.
+        by: `"reference"` (`"ref"`): the same tensors. `"copy"` (`"clone"`): copies in the graph,
+            through which gradients reach the originals. `"deepcopy"` (`"deepclone"`): detached
+            copies; parameters stay parameters. Tensors that are shared stay shared.
         device: Where to put the tensors.
         with_buffers: Include the module's buffers.
-        detach_buffers: Copy the buffers outside of the graph, here and at each recovery: for
-            running statistics.
+        detach_buffers: Copy and detach the buffers, here and at each recovery. Use it for running
+            statistics.
         enable_visual: Record names for `torchopt.visual.make_dot`.
-        visual_prefix: Put before those names.
+        visual_prefix: A prefix of those names.
 
     Returns:
         A `ModuleState` for a module; the tuple of states for a meta-optimizer.
 
     Raises:
-        TypeError: `target` is something else.
+        TypeError: `target` is neither a module nor a meta-optimizer.
         AssertionError: An unknown `by`.
 
     Example:
+        >>> import torchopt
         >>> net = nn.Linear(1, 1)
         >>> start = extract_state_dict(net, by="reference")
-        >>> optimizer = MetaOptimizer(net, __import__("torchopt").sgd(0.1))
+        >>> optimizer = torchopt.MetaSGD(net, lr=0.1)
         >>> optimizer.step(net(torch.ones(1, 1)).sum())
         >>> recover_state_dict(net, start)
         >>> net.weight is start.params[0]["weight"]
@@ -126,20 +127,21 @@ def extract_state_dict(
 def recover_state_dict(
     target: nn.Module | MetaOptimizer, state: ModuleState | tuple[Any, ...]
 ) -> None:
-    """Put a snapshot back.
+    """Restore a snapshot.
 
-    The tensors themselves go back into the module (or optimizer), nothing is copied, except for
-    buffers that were taken with `detach_buffers`.
+    The module or optimizer gets the tensors of the snapshot themselves. Nothing is copied, except
+    for buffers that were taken with `detach_buffers`. See `extract_state_dict` for an example.
 
     Args:
-        target: The module or meta-optimizer the snapshot was taken from, or one with the same
+        target: The module or meta-optimizer from which the snapshot was taken, or one with the same
             structure: the same names and shapes, or a wrapper around such a module.
-        state: What `extract_state_dict` returned.
+        state: The result of `extract_state_dict`.
 
     Raises:
-        TypeError: `target` is something else, or `state` is not a snapshot of a module.
-        ValueError: The snapshot is of a module with other sub-modules, names or shapes; nothing was
-            put back.
+        TypeError: `target` is neither a module nor a meta-optimizer, or `state` is not a snapshot
+            of its kind.
+        ValueError: The module of the snapshot has other sub-modules, names or shapes; nothing is
+            restored then.
     """
     if isinstance(target, nn.Module):
         if not isinstance(state, ModuleState):
@@ -163,11 +165,10 @@ def recover_state_dict(
 
 
 def stop_gradient(target: ModuleState | nn.Module | MetaOptimizer | TensorTree) -> None:
-    """Cut tensors from the graph that computed them, in place.
+    """Detach tensors from the graph that computed them, in place.
 
-    They become leaves that require a gradient where they did before; buffers that were computed do
-    not require one. Values, and names that share
-    the tensors, stay as they are.
+    The tensors become leaves. They require a gradient if they did before, except for buffers that
+    were computed. Values stay as they are, and so does everything that refers to the tensors.
 
     Args:
         target: A module (its parameters and buffers), a meta-optimizer (its state), a
@@ -205,7 +206,7 @@ def stop_gradient(target: ModuleState | nn.Module | MetaOptimizer | TensorTree) 
 def module_detach_(
     target: ModuleState | nn.Module | MetaOptimizer | TensorTree,
 ) -> ModuleState | nn.Module | MetaOptimizer | TensorTree:
-    """Cut `target` from its graph, as `stop_gradient`, and return it."""
+    """Detach `target` from its graph as `stop_gradient` does, and return it."""
     stop_gradient(target)
     return target
 
@@ -220,10 +221,10 @@ def module_clone(
     """Return a clone of a module, a meta-optimizer or a tree of tensors.
 
     Args:
-        target: What to clone. A cloned meta-optimizer steps the same module with a state of its
-            own.
+        target: The object to clone. A cloned meta-optimizer steps the same module, with its own
+            state.
         by: How tensors are copied; see `extract_state_dict`.
-        detach_buffers: Copy buffers outside of the graph.
+        detach_buffers: Copy and detach the buffers.
         device: Where to put the tensors.
 
     Example:
@@ -234,7 +235,7 @@ def module_clone(
     """
     if isinstance(target, nn.Module):
         params, buffers = extract_module_containers(target)
-        # The structure is copied; the tensors, fast weights among them, are shared until recovered.
+        # The structure is copied; tensors, including fast weights, are shared until replaced below.
         memo: dict[int, Any] = {
             id(x): x
             for container in (*params, *buffers)

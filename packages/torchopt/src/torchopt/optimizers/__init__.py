@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One optimizer, one file: its state, its rule, the transformation `scale_by_x` and `x` itself.
+"""The optimizers, one per file: its state, its rule, the transformation `scale_by_x`, and `x`.
 
 `torchopt.index` lists them.
 """

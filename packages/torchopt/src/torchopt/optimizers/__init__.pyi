@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Written by tools/make_stubs.py; run it after a change instead of editing this file.
-"""One optimizer, one file: its state, its rule, the transformation `scale_by_x` and `x` itself.
+"""The optimizers, one per file: its state, its rule, the transformation `scale_by_x`, and `x`.
 
 `torchopt.index` lists them.
 """

@@ -55,7 +55,7 @@ def scale_by_adadelta() -> None:
 
     Args:
         rho: Decay of both averages, in [0, 1].
-        eps: Added under both roots, >= 0.
+        eps: Added under both square roots, >= 0.
         moment_requires_grad: Make the initial averages leaves that require a gradient.
 
     References:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adafactor: second moments of matrices kept as rows and columns."""
+"""Adafactor: the second moment of a matrix is kept as a row and a column."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = ["ScaleByFactoredRmsState", "adafactor", "scale_by_factored_rms"]
 
 
 class ScaleByFactoredRmsState(NamedTuple):
-    """`rows`, `columns`: means of the squared gradient; of a vector, `rows` is the square."""
+    """`rows`, `columns`: averages of the squared gradient; for a vector, `rows` is its average."""
 
     rows: Any
     columns: Any
@@ -87,7 +87,7 @@ class ScaleByFactoredRms(LeafRule):
             groups.setdefault(id(count), []).append(i)
         if len(groups) == 1:
             found = self._together(*roles, counts[0], inplace=inplace)
-        else:  # a call that writes could be followed by one that is refused
+        else:  # nothing is written yet, because a later group could raise
             found = [[None] * len(grads) for _ in range(3)]
             for indices in groups.values():
                 g, p, row, column = ([role[i] for i in indices] for role in roles)
@@ -125,7 +125,7 @@ class ScaleByFactoredRms(LeafRule):
         )
 
     def _is_native(self, count: Tensor, roles: Sequence[list[Tensor]]) -> bool:
-        """Return whether a native call may take the tensors, which it judges itself."""
+        """Return whether to try a native call, which then checks the tensors itself."""
         hypers = (self.lr, self.beta2_decay, self.eps1, self.eps2, self.d)
         learned = [h for h in hypers if isinstance(h, Tensor)]
         return (
@@ -166,7 +166,7 @@ class ScaleByFactoredRms(LeafRule):
 
 
 def _rms(x: Tensor) -> Tensor:
-    """Return the root mean square of each row, in its place."""
+    """Return the root mean square of each row, with the number of dimensions of `x`."""
     size = math.prod(x.shape[1:])
     square = x * x
     total = square.sum(dim=tuple(range(1, x.ndim)), keepdim=True) if x.ndim > 1 else square
@@ -175,7 +175,7 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _moved(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
-    """Return old + weight (new - old), finite where squares are too large for the dtype."""
+    """Return old + weight (new - old), finite even if squares are too large for the dtype."""
     most = torch.finfo(old.dtype).max
     old = old.clamp(max=most)
     return old + weight * (new.clamp(max=most) - old)
@@ -183,7 +183,7 @@ def _moved(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ScaleByNegFactoredRms(ScaleByFactoredRms):
-    """The step with its minus, where nothing follows: one pass less over the updates."""
+    """The step with its minus sign, for chains where nothing follows: it saves a pass."""
 
     sign = -1
 
@@ -198,20 +198,27 @@ def scale_by_factored_rms() -> None:
         V = \frac{R' C'}{\mathrm{mean}_{-2} R'}, \quad
         u = \alpha \frac{g / \sqrt V}{\max(1, \mathrm{rms}(g / \sqrt V) / d)}
 
-    with alpha = max(eps2, rms(p)) min(lr, 1 / sqrt(k)). A vector keeps the mean of g^2 itself. The
-    state of a matrix is one row and one column. The step size is part of u.
+    with alpha = max(eps2, rms(p)) min(lr, 1 / sqrt(k)). A vector keeps the average of g^2 itself,
+    a matrix one row and one column. The step size is part of u; the minus sign is not.
 
     Args:
         lr: The largest relative step size, >= 0.
         beta2_decay: beta, the exponent of the weight of a new square, <= 0.
-        eps1: Smallest root of the second moment; None for the spacing of the dtype at
-            one, of float32 for half types.
-        eps2: Smallest root mean square that a parameter counts for, >= 0.
-        d: Largest root mean square of a direction, > 0.
+        eps1: Lower bound of the root of the second moment; None for the machine epsilon of the
+            dtype, of float32 for half types.
+        eps2: Lower bound of the root mean square of a parameter, >= 0.
+        d: Upper bound of the root mean square of a direction, > 0.
 
     References:
         N. Shazeer, M. Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018,
         https://arxiv.org/abs/1804.04235, Algorithms 4 and 5.
+
+    Example:
+        >>> import torch
+        >>> step = scale_by_factored_rms(lr=0.1)
+        >>> p, g = torch.tensor([2.0, 2.0]), torch.tensor([0.5, -0.5])
+        >>> step.update(g, step.init(p), params=p)[0]  # rms(p) = 2
+        tensor([ 0.2000, -0.2000])
     """
 
 
@@ -231,8 +238,8 @@ def adafactor(
     lr weight_decay p.
 
     Args:
-        eps: Smallest root of the second moment (None for the spacing of the dtype at one, of
-            float32 for half types), and smallest root mean square that a parameter counts for.
+        eps: Lower bounds of the root of the second moment (None for the machine epsilon of the
+            dtype, of float32 for half types) and of the root mean square of a parameter.
         weight_decay: Coefficient of the decoupled decay, >= 0.
     """
     check_at_least_zero(weight_decay, "weight_decay value")

@@ -76,7 +76,7 @@ def scale_by_rss() -> None:
     Where s' is exactly zero, u and its derivative are zero.
 
     Args:
-        initial_accumulator_value: What the sum of squares starts from, >= 0.
+        initial_accumulator_value: Initial value of the sum of squares, >= 0.
 
     References:
         J. Duchi, E. Hazan, Y. Singer, Adaptive Subgradient Methods for Online Learning and

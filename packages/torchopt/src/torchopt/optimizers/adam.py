@@ -87,9 +87,9 @@ def scale_by_adam() -> None:
     zero (no gradient so far, and eps_root = 0), the derivative of u is defined to be zero.
 
     Args:
-        eps_root: Added under the root, >= 0; a positive one makes the derivative finite everywhere.
+        eps_root: Added under the square root, >= 0; if > 0, the derivative is finite everywhere.
         moment_requires_grad: Make the initial moments leaves that require a gradient. Gradients
-            flow through the moments either way.
+            flow through the moments in any case.
 
     References:
         D. P. Kingma, J. Ba, Adam: A Method for Stochastic Optimization, 2015,
@@ -109,13 +109,20 @@ def scale_by_adam() -> None:
 def scale_by_accelerated_adam() -> None:
     """Return the transformation to Adam's direction, in one native call for all leaves.
 
-    The same function and state as `scale_by_adam`, differentiable to any order with respect to
-    gradients, moments and hyper-parameters. For the floating-point dtypes on the CPU, and on CUDA
-    where torchopt was built for it.
+    It computes the same function as `scale_by_adam`, with the same state, differentiable to any
+    order with respect to gradients, moments and hyper-parameters. It takes floating-point tensors
+    on the CPU, and on CUDA if torchopt was built for it.
 
     Raises:
-        ValueError: A hyper-parameter out of range.
+        ValueError: A hyper-parameter is out of range.
         KernelUnavailableError: From `update`, for another dtype or device.
+
+    Example:
+        >>> import torch
+        >>> direction = scale_by_accelerated_adam(eps=0.0)
+        >>> g = torch.tensor([3.0, -0.2])
+        >>> direction.update(g, direction.init(g))[0]
+        tensor([ 1.0000, -1.0000])
     """
 
 
@@ -174,11 +181,11 @@ def adamw(
     The update is -lr * (u + weight_decay * p); see `adam`.
 
     Args:
-        mask: Where to decay: a tree of bools that is a prefix of the parameters, or a function from
-            the parameters to one; None decays everywhere.
+        mask: Which parameters decay: a tree of bools that is a prefix of the parameters, or a
+            function that returns one for the parameters; None for all.
 
     Raises:
-        ValueError: A hyper-parameter out of range.
+        ValueError: A hyper-parameter is out of range.
         AssertionError: From `update`, when it is called without `params`.
 
     References:

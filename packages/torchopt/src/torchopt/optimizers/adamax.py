@@ -23,8 +23,10 @@ __all__ = ["ScaleByAdamaxState", "adamax", "scale_by_adamax"]
 
 class ScaleByAdamaxState(NamedTuple):
     """`mu`: first moment; `nu`: decaying maximum of |g|; `t`: number of the next update, from 1;
-    `count`: steps of each leaf, 0-dim int64 tensors. A leaf without a gradient takes no step; None
-    says that all leaves took t - 1, as in a state of the published package.
+    `count`: steps of each leaf, 0-dim int64 tensors.
+
+    A leaf without a gradient takes no step. A `count` of None, as in states of the published
+    package, means that each leaf took t - 1 steps.
     """
 
     mu: Any

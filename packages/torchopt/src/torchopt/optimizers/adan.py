@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adan: Adam with a moment of the change of the gradient."""
+"""Adan: Adam with an average of the change of the gradient."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def scale_by_adan() -> None:
     gradient is zero.
 
     Args:
-        b1: Decay of the gradient's moment, in [0, 1).
-        b2: Decay of the change's moment, in [0, 1).
+        b1: Decay of the average of the gradient, in [0, 1).
+        b2: Decay of the average of the change, in [0, 1).
         b3: Decay of the second moment, in [0, 1).
 
     References:

@@ -52,7 +52,7 @@ class Ademamix(Rule):
         start, end = (
             torch.as_tensor(b, dtype=torch.float64, device=k.device) for b in (self.b1, self.b3)
         )
-        # The time in which an average forgets half grows linearly.
+        # The half-life of the average grows linearly.
         decay = torch.exp(1 / ((1 - done) / torch.log(start) + done / torch.log(end)))
         decay = torch.where(done < 1, torch.minimum(decay, end), end)
         return (*corrections, done * self.alpha, decay)
@@ -107,8 +107,8 @@ def ademamix(
 
     Args:
         betas: Decays of the fast average, of the second moment and of the slow average, in [0, 1).
-        warmup_steps: Steps over which the slow average comes in; 0 for none. The paper takes the
-            length of the training.
+        warmup_steps: Number of steps in which the slow average reaches its full weight; 0 for none.
+            The paper uses the length of the training.
     """
     b1, b2, b3 = unpacked(betas, 3, "betas")
     direction = Ademamix(b1, b2, b3, alpha, eps, warmup_steps)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ADOPT: momentum over gradients scaled by the second moment before them."""
+"""ADOPT: momentum of gradients that are scaled by the second moment of earlier ones."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def scale_by_adopt() -> None:
     The first gradient only sets nu = g^2; k counts the steps after it, from 1.
 
     Args:
-        eps: Smallest divisor, >= 0.
+        eps: Lower bound of the divisor, >= 0.
 
     References:
         S. Taniguchi et al., ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal

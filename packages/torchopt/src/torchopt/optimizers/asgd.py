@@ -51,7 +51,7 @@ class ASGD(Rule):
         return eta, 1 / (before - self.t0).clamp(min=1)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the step, with a minus still to come, and the average after it."""
+        """Return the step without its minus sign, and the average after the step."""
         eta, weight = c
         (average,) = state
         step = eta * (g + p * self.lambd)
@@ -71,22 +71,29 @@ def scale_by_asgd(
         \eta_k = \eta / (1 + \lambda \eta k)^{\alpha}, \qquad u = \eta_k (g + \lambda p), \qquad
         a' = a + (p - u - a) / \max(1, k - t_0)
 
-    with k the number of previous steps. The step size is part of u. The iterates are averaged in
-    the state from step t_0 on.
+    with k the number of previous steps. The step size is part of u; the minus sign is not. The
+    state holds the average of the iterates from step t_0 on.
 
     Args:
         lr: eta, the first step size, >= 0.
         lambd: lambda, the decay term, >= 0.
         alpha: Exponent of the decay of the step size, >= 0.
-        t0: Steps before the average starts.
+        t0: Number of steps before the average starts.
 
     Raises:
-        ValueError: A hyper-parameter out of range.
+        ValueError: A hyper-parameter is out of range.
         AssertionError: From `update`, when it is called without `params`.
 
     References:
         B. T. Polyak, A. B. Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992.
         The step size is that of torch.optim.ASGD.
+
+    Example:
+        >>> import torch
+        >>> step = scale_by_asgd(lr=0.5, lambd=0.0)
+        >>> p, g = torch.tensor([1.0]), torch.tensor([2.0])
+        >>> step.update(g, step.init(p), params=p)[0]
+        tensor([1.])
     """
     return ASGD(lr, lambd, alpha, t0)
 
@@ -103,8 +110,8 @@ def asgd(
 ) -> GradientTransformation:
     """Return averaged SGD.
 
-    The update is minus the step of `torchopt.transform.scale_by_asgd`, whose state has the
-    averaged iterates.
+    The update is minus the step of `torchopt.transform.scale_by_asgd`. Its state has the averaged
+    iterates.
     """
     direction = ASGD(lr, lambd, alpha, t0)
     return optimizer(direction, lr=1.0, weight_decay=weight_decay, maximize=maximize, name="asgd")

@@ -26,18 +26,18 @@ def lars(
 ) -> GradientTransformation:
     """Return LARS: momentum SGD with layer-wise trust ratios.
 
-    The decaying sum of trust_coefficient * |p| / |u| * u, with u = g + weight_decay * p, times
-    -lr. The paper has |g| + weight_decay |p| for |u|.
+    The update is -lr times the decaying sum of trust_coefficient * |p| / |u| * u, with
+    u = g + weight_decay * p. The paper has |g| + weight_decay |p| instead of |u|.
 
     Args:
         momentum: Decay of the sum, >= 0.
-        trust_coefficient: The length of a step, relative to the norm of its parameter.
+        trust_coefficient: Norm of a step relative to the norm of its parameter, >= 0.
         eps: Added to the norm of u, >= 0.
         nesterov: Use Nesterov's correction.
 
     References:
         Y. You, I. Gitman, B. Ginsburg, Large Batch Training of Convolutional Networks, 2017,
-        https://arxiv.org/abs/1708.03888
+        https://arxiv.org/abs/1708.03888, Algorithm 1.
     """
     return optimizer(
         scale_by_trust_ratio.rule(trust_coefficient, eps),

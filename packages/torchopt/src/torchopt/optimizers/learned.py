@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learned optimizers: update rules that are small networks, the same one for every coordinate.
 
-A learned optimizer is a `GradientTransformation` with weights: a tree of tensors that is passed
-whole, so that `torchopt.inner_loop`, evolution strategies or any other engine can train it. Its
-steps are plain torch operations, differentiable to any order in the weights, gradients, states and
-parameters, and run under `torch.func.vmap`.
+A learned optimizer is a `GradientTransformation` with weights, a dictionary of tensors.
+`torchopt.inner_loop`, evolution strategies or any other engine can train these weights. The steps
+consist of plain torch operations. They are differentiable to any order in the weights, gradients,
+states and parameters, and run under `torch.func.vmap`.
 
 | optimizer | reads | state of a coordinate |
 |---|---|---|
-| `learned_mlp` | gradient, parameter, moments, their ratios, the time | 7 numbers |
-| `learned_lstm` | the gradient, as logarithm and sign | 2 numbers for each hidden unit |
+| `learned_mlp` | gradient, parameter, moments, their ratios, the step count | 7 numbers |
+| `learned_lstm` | the gradient, as logarithm and sign | 2 numbers per layer and hidden unit |
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class LearnedMLPState(NamedTuple):
     """The state of `learned_mlp`.
 
     Attributes:
-        count: For each parameter the steps that it took, 0-dim.
-        momenta: For each parameter `[6, *shape]`, averages of the gradient, corrected for their
-            start in the features.
-        second: Averages of the squared gradient.
+        count: The number of steps of each parameter, 0-dim.
+        momenta: For each parameter `[6, *shape]`, averages of the gradient. Their bias is corrected
+            in the features.
+        second: For each parameter, the average of the squared gradient.
     """
 
     count: Any
@@ -60,7 +60,7 @@ class LearnedMLPState(NamedTuple):
 
 
 class LearnedLSTMState(NamedTuple):
-    """The state of `learned_lstm`: for each parameter `[layers, *shape, hidden]`."""
+    """The state of `learned_lstm`: `hidden` and `cell`, `[layers, *shape, hidden]` each."""
 
     hidden: Any
     cell: Any
@@ -72,12 +72,15 @@ def mlp_weights(
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
 ) -> Weights:
-    """Return fresh weights for `learned_mlp`, by which it makes small steps at first.
+    """Return initial weights for `learned_mlp`, with which its steps are small.
 
     Args:
-        hidden: Units of each hidden layer.
-        generator: Where they are drawn.
-        dtype: Of the weights; None: torch's default.
+        hidden: Number of units of each hidden layer.
+        generator: The generator of random numbers; None for torch's own.
+        dtype: The dtype of the weights; None for torch's default.
+
+    Raises:
+        ValueError: A number is not an integer >= 1.
     """
     _require_sizes(hidden, "mlp_weights: hidden")
     sizes = [FEATURES, *hidden, 2]
@@ -97,13 +100,16 @@ def lstm_weights(
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
 ) -> Weights:
-    """Return fresh weights for `learned_lstm`, by which it makes small steps at first.
+    """Return initial weights for `learned_lstm`, with which its steps are small.
 
     Args:
-        hidden: Units of each layer.
-        layers: How many.
-        generator: Where they are drawn.
-        dtype: Of the weights; None: torch's default.
+        hidden: Number of units of each layer.
+        layers: Number of layers.
+        generator: The generator of random numbers; None for torch's own.
+        dtype: The dtype of the weights; None for torch's default.
+
+    Raises:
+        ValueError: A number is not an integer >= 1.
     """
     _require_sizes([hidden, layers], "lstm_weights: hidden, layers")
     weights = {}
@@ -112,7 +118,7 @@ def lstm_weights(
         w = torch.randn(fan_in, 4 * hidden, generator=generator, dtype=dtype)
         weights[f"w{k}"] = w / fan_in**0.5
         bias = torch.zeros(4 * hidden, dtype=dtype)
-        bias[hidden : 2 * hidden] = 1.0  # remember at first
+        bias[hidden : 2 * hidden] = 1.0  # the forget gate is open at first
         weights[f"b{k}"] = bias
     weights["out"] = torch.randn(hidden, 1, generator=generator, dtype=dtype) / hidden**0.5
     return weights
@@ -126,22 +132,23 @@ def learned_mlp(
     .. math::
         u = \lambda_1 \, d \, \exp(\lambda_2 \, m), \qquad (d, m) = \mathrm{MLP}(\text{features})
 
-    The features are the gradient, the parameter, six momenta with decays from 0.1 to 0.9999, those
-    divided by the root of the second moment, that root and its inverse, each divided by its root
-    mean square over the tensor; the ratios as they are; and eleven functions tanh(t / s - 1).
+    There are 28 features. The gradient, the parameter, the root of the second moment, its inverse,
+    and six momenta with decays from 0.1 to 0.9999 are each divided by their root mean square over
+    the tensor. The gradient and the momenta divided by the root of the second moment are used as
+    they are. The others are eleven functions tanh(t / s - 1) of the step count t.
 
     Args:
-        weights: From `mlp_weights`, or learned. Differentiated.
-        step_scale: lambda_1, in the unit of the parameters. Differentiated.
-        exponent_scale: lambda_2. Differentiated.
+        weights: Weights from `mlp_weights`, or trained ones. They are differentiated.
+        step_scale: lambda_1, in the unit of the parameters. It is differentiated.
+        exponent_scale: lambda_2, dimensionless. It is differentiated.
 
     Returns:
-        The transformation; `update` needs `params`, and leaves its inputs alone.
+        The transformation. `update` needs `params`, and writes to none of its inputs.
 
     Raises:
-        AssertionError: From `update`: no `params`.
-        TypeError: The weights are not a dict.
-        ValueError: They are not those of such a network.
+        AssertionError: From `update`, when it is called without `params`.
+        TypeError: The weights are not a dictionary.
+        ValueError: The weights do not have the names and shapes of such a network.
 
     References:
         L. Metz, N. Maheswaranathan, J. Nixon, C. D. Freeman, J. Sohl-Dickstein, Understanding and
@@ -170,21 +177,21 @@ def learned_mlp(
 
 
 def learned_lstm(weights: Weights, *, step_scale: float | Tensor = 0.1) -> GradientTransformation:
-    r"""Return the optimizer whose update of each coordinate is that of a recurrent network.
+    r"""Return the optimizer whose update of each coordinate is the output of an LSTM.
 
-    It reads the gradient as (log|g| / 10, sign g) where |g| >= exp(-10), and (-1, exp(10) g)
-    below, and its update is lambda times a linear function of the last layer.
+    The network reads the gradient as (log|g| / 10, sign g) if |g| >= exp(-10), and as
+    (-1, exp(10) g) otherwise. The update is lambda times a linear function of the last layer.
 
     Args:
-        weights: From `lstm_weights`, or learned. Differentiated.
-        step_scale: lambda, in the unit of the parameters. Differentiated.
+        weights: Weights from `lstm_weights`, or trained ones. They are differentiated.
+        step_scale: lambda, in the unit of the parameters. It is differentiated.
 
     Returns:
-        The transformation; `update` leaves its inputs alone.
+        The transformation. `update` writes to none of its inputs.
 
     Raises:
-        TypeError: The weights are not a dict.
-        ValueError: They are not those of such a network.
+        TypeError: The weights are not a dictionary.
+        ValueError: The weights do not have the names and shapes of such a network.
 
     References:
         M. Andrychowicz et al., Learning to learn by gradient descent by gradient descent, 2016,
@@ -258,7 +265,7 @@ def _as_pairs(x: Tensor) -> Tensor:
 
 
 def _require_state(state: Tensor, shape: tuple[int, ...]) -> None:
-    if state.shape != shape:  # which torch could broadcast; the driver names the leaf
+    if state.shape != shape:  # torch could broadcast it; the caller names the leaf
         raise RuntimeError("the state of another tensor")
 
 

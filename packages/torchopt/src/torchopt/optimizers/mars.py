@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MARS: AdamW on gradients whose variance is reduced by the gradient before."""
+"""MARS: AdamW on gradients whose variance is reduced by means of the previous gradient."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["ScaleByMarsState", "mars", "scale_by_mars"]
 
 
 class ScaleByMarsState(NamedTuple):
-    """`mu`, `nu`: moments of the corrected gradient; `previous`: the gradient before; `count`."""
+    """`mu`, `nu`: moments of the corrected gradient; `previous`: the last gradient; `count`."""
 
     mu: Any
     nu: Any
@@ -51,7 +51,7 @@ class Mars(Rule):
         mu, nu, previous = state
         change = torch.where(later, g - previous, 0.0)
         size, unit, norm = scaled(g + self.gamma * self.b1 / (1 - self.b1) * change)
-        # Not divided where it is no longer than 1; `size` alone may be out of range.
+        # c / max(1, |c|), written so that no intermediate value leaves the range of the dtype.
         corrected = unit / torch.maximum(norm, 1 / size)
         mu = moving_average(mu, corrected, self.b1)
         nu = moving_average(nu, corrected * corrected, self.b2)
@@ -69,9 +69,9 @@ def scale_by_mars() -> None:
         \mu' = b_1 \mu + (1 - b_1) \tilde c, \quad \nu' = b_2 \nu + (1 - b_2) \tilde c^2, \quad
         u = \frac{\mu' / (1 - b_1^k)}{\sqrt{\nu' / (1 - b_2^k)} + \epsilon}
 
-    The norm is that of each tensor, as in the authors' code. This is the approximate form: the
-    gradient before is the one of its own batch. The change of the first gradient is zero. Where
-    \|c\| is 1, a kink, the derivative is the mean of both sides.
+    The norm is that of each tensor, as in the authors' code. This is the approximate form, in which
+    the previous gradient is that of the previous batch. The change of the first gradient is zero.
+    At the kink \|c\| = 1 the derivative is the mean of both sides.
 
     Args:
         gamma: Weight of the correction, >= 0.
@@ -95,7 +95,7 @@ def mars(
     """Return MARS, in the form of AdamW.
 
     Args:
-        gamma: Weight of the correction by the gradient before, >= 0.
+        gamma: Weight of the correction by the previous gradient, >= 0.
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = Mars(b1, b2, gamma, eps)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Muon."""
+"""Muon: momentum whose singular values are brought close to one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Average(Rule):
     def directions(
         self, grads: Sequence[Tensor], roles: Any, *rest: Any, inplace: bool = False
     ) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Return the same for all tensors: two calls instead of two for each."""
+        """Return directions and averages of all tensors, with two calls in total if possible."""
         (old,), weight = roles, self.momentum
         alike = bool(grads) and all(g.dtype is x.dtype for g, x in zip(grads, old))
         plain = alike and are_plain(grads, old) and not any_watched([*grads, *old])
@@ -83,23 +83,23 @@ def muon(
 ) -> GradientTransformation:
     """Return Muon for matrices, and AdamW for all other parameters.
 
-    The update of a matrix is -lr * (u + weight_decay * p), with u the momentum with singular values
-    close to one; see `torchopt.transform.orthogonalize`. The momentum is a moving average of the
-    gradient: t' = momentum t + (1 - momentum) g. `torch.optim.Muon` is the same with its iteration
-    in bfloat16, and refuses parameters that are not matrices.
+    The update of a matrix is -lr * (u + weight_decay * p). Here u is the momentum after
+    `torchopt.transform.orthogonalize`, which brings its singular values close to one. The momentum
+    is a moving average of the gradient: t' = momentum t + (1 - momentum) g. `torch.optim.Muon`
+    does the same with the iteration in bfloat16, and accepts only matrices.
 
     Args:
         lr: Step size; see `torchopt.adam`.
-        momentum: Decay of the momentum, in (0, 1).
-        weight_decay: Coefficient of the decoupled decay, >= 0, of AdamW too.
+        momentum: Decay of the momentum, in [0, 1).
+        weight_decay: Coefficient of the decoupled decay, >= 0, also of AdamW.
         nesterov: Use Nesterov's correction.
-        ns_steps: Iterations of the orthogonalization.
-        ns_coefficients: Coefficients of its polynomial.
-        eps: Smallest norm that a matrix is divided by.
-        match_rms: Scale the steps to the size of Adam's, so that one step size serves both.
+        ns_steps: Number of iterations of the orthogonalization, >= 0.
+        ns_coefficients: Coefficients a, b, c of its polynomial.
+        eps: Lower bound of the norm by which a matrix is divided, >= 0.
+        match_rms: Scale the steps to the size of Adam's, so that one step size suits both.
         adamw_lr: Step size of AdamW; None for `lr`.
         adamw_betas: Decays of AdamW's moments.
-        adamw_eps: Added to AdamW's root.
+        adamw_eps: Added to the square root in AdamW's denominator, >= 0.
 
     References:
         K. Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024,

@@ -32,7 +32,7 @@ class ScaleByNadamState(NamedTuple):
 
 @dataclass(frozen=True)
 class NAdam(Rule):
-    """u = (w_g g + w_mu mu') / (sqrt(nu_hat + eps_root) + eps), weighted by momenta to come."""
+    """u = (w_g g + w_mu mu') / (sqrt(nu_hat + eps_root) + eps); the weights depend on the step."""
 
     b1: Hyper = fraction("beta parameter at index 0")
     b2: Hyper = fraction("beta parameter at index 1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers whose steps are native calls, and the choice of how steps are computed."""
+"""Optimizers whose steps are native calls, and the choice between backends."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ __all__ = ["Backend", "FusedChain", "launch_step", "step_inplace", "with_backend
 
 @dataclass(slots=True)
 class _QuickStep:
-    """A step in place like the previous one, on the state that it returned, on the CPU.
+    """A repeated step in place on the CPU, on the state that the previous step returned.
 
-    That state still has its form and its lists, so only the tensors have to be checked.
+    The form and the lists of that state are known, so only the tensors have to be checked.
 
     Attributes:
-        chain: Whose step it is.
+        chain: The optimizer.
         numbers: All hyper-parameters.
-        maximize: Go up instead of down.
-        member: The member that counts steps, None where none does.
-        place: Where its counts stand among its fields.
+        maximize: Maximise the objective instead of minimising it.
+        member: The member that counts steps; None if there is none.
+        place: The index of the counts among the fields of its state.
     """
 
     chain: FusedChain
@@ -51,7 +51,7 @@ class _QuickStep:
     place: int
 
     def step(self, cache: StepCache, grads: list[Any], state: Any, launch: bool) -> Any:
-        """Return the next state, or None, having done nothing, where the plan does not fit."""
+        """Return the next state; None, with nothing done, if the plan does not fit."""
         plan = cache.plan
         assert plan is not None  # set together with this object
         threads = torch.get_num_threads()
@@ -76,14 +76,14 @@ class _QuickStep:
 
 @dataclass(frozen=True)
 class FusedChain(FlatChain):
-    """A chain of stages that is one native call where that is possible.
+    """A chain of stages that is one native call if possible.
 
-    Whatever follows the stages that are a kernel, such as LAMB's trust ratio, runs stage by stage.
+    If only the first stages have a kernel, the others, such as LAMB's trust ratio, run one by one.
 
     Attributes:
         transformations: The stages.
         backend: See `with_backend`.
-        name: What `repr` calls it.
+        name: The name in its `repr`.
     """
 
     name: str = field(default="chain", compare=False)
@@ -103,18 +103,18 @@ class FusedChain(FlatChain):
 
     @lazy
     def part(self) -> Part | None:
-        """The first stages as one call, None where there is no kernel for them.
+        """The first stages as one call; None if there is no kernel for them.
 
-        It is found by the first step: many optimizers are made, and some never take one.
+        It is looked up in the first step, because some optimizers never take one.
         """
         plan = longest_plan([rule_of(member) for member in self.transformations])
         return None if plan is None else Part(plan, self.backend)
 
     @property
     def parts(self) -> tuple[tuple[int, int, Any], ...]:
-        """The stages of `part`, unless it is tried before, and the others one by one."""
+        """The stages of `part` as one, unless `step` has tried it, and the others one by one."""
         first: tuple[Any, ...] = ()
-        # A compiler cannot follow how a plan is made.
+        # torch.compile cannot trace how a plan is made.
         if not (is_traced() or self.part is None or self.is_whole):
             first = ((0, self.part.plan.size, TreePart(self.part, ())),)
         start = first[0][1] if first else 0
@@ -122,7 +122,7 @@ class FusedChain(FlatChain):
 
     @lazy
     def is_whole(self) -> bool:
-        """Whether `part` is all stages."""
+        """Whether `part` covers all stages."""
         return self.part is not None and self.part.plan.size == len(self.transformations)
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
@@ -149,12 +149,12 @@ class FusedChain(FlatChain):
     ) -> tuple[bool, Any]:
         """Step `params` and the state in place; return whether it was done, and the next state.
 
-        Without `launch` the step is prepared only, for `launch_step`.
+        Without `launch` the step is only prepared, for `launch_step`.
         """
         if self.backend == "reference" or why_missing(_C) is not None or is_traced():
             return False, state
         part = self.part
-        # In forward mode gradients may have tangents, which parameters take over.
+        # In forward mode gradients may have tangents, which the parameters must get.
         if part is None or not self.is_whole or in_forward_mode():
             return False, state
         members = tuple(state)
@@ -186,14 +186,13 @@ def with_backend(
     """Return an optimizer that computes its steps as `backend` says.
 
     Args:
-        transformation: What an optimizer of `torchopt` returned, such as `torchopt.adam(1e-3)`, or
-            a chain.
-        backend: "native": one native call for all tensors, or an error where there is none.
-            "reference": plain torch operations. "auto": native for plain tensors that have
-            kernels, else plain torch operations.
+        transformation: An optimizer of `torchopt`, such as `torchopt.adam(1e-3)`, or a chain.
+        backend: "native": one native call for all tensors, or an error if there is none.
+            "reference": plain torch operations. "auto": a native call for plain tensors if there
+            is a kernel, otherwise plain torch operations.
 
     Raises:
-        ValueError: No such backend.
+        ValueError: An unknown backend.
         KernelUnavailableError: "native" for a transformation that is not a fused rule.
 
     Example:
@@ -243,7 +242,7 @@ def step_inplace(
     *,
     launch: bool = True,
 ) -> tuple[bool, Any]:
-    """Step in place where `transformation` is a `FusedChain` that can; see `FusedChain.step_`."""
+    """Step in place if `transformation` is a `FusedChain` that can; see `FusedChain.step_`."""
     fused = getattr(transformation.update, "__self__", None)
     quick = cache.quick
     if (
@@ -265,7 +264,7 @@ def step_inplace(
 
 
 def launch_step(cache: StepCache, state: Any) -> None:
-    """Take the step that `step_inplace` prepared and that leads to `state`."""
+    """Take the step that `step_inplace` has prepared; `state` is the state after it."""
     assert cache.plan is not None
     cache.plan.launch()
     bump_versions(cache.written)

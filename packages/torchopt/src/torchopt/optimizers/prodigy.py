@@ -29,8 +29,8 @@ __all__ = ["ScaleByProdigyState", "prodigy", "scale_by_prodigy"]
 
 
 class ScaleByProdigyState(NamedTuple):
-    """`mu`, `nu`: moments of d g; `start`: the first parameters; `sums`: of d^2 g; for all leaves
-    together, in float64: `r`, of d^2 <g, start - p>, and `d`, the estimate of the distance.
+    """`mu`, `nu`: moments of d g; `start`: the first parameters; `sums`: average of d^2 g; and for
+    all leaves together, in float64, `r`: average of d^2 <g, start - p>, and `d`: the distance.
     """
 
     mu: Any
@@ -118,10 +118,10 @@ def scale_by_prodigy() -> None:
         u = -\gamma d \left(\frac{\mu'}{\sqrt{\nu'} + d \epsilon} + \lambda p\right), \qquad
         d' = \max(d, \min(r' / |s'|_1, q d))
 
-    The inner product and the norm go over all tensors with a gradient, so d is one number for all
-    of them, in float64. Where a maximum or a minimum has two equal arguments, the derivative is a
-    subgradient, the mean of both; else it is exact, through d too. The first d cannot grow before
-    the parameters have moved.
+    The inner product and the norm are over all tensors with a gradient, so d is one float64 number
+    for all of them. The derivative is exact, also through d. Where a maximum or a minimum has two
+    equal arguments, it is a subgradient, the mean of both. d cannot grow before the parameters have
+    moved.
 
     Args:
         lr: gamma, >= 0.
@@ -132,6 +132,13 @@ def scale_by_prodigy() -> None:
     References:
         K. Mishchenko, A. Defazio, Prodigy: An Expeditiously Adaptive Parameter-Free Learner, 2023,
         https://arxiv.org/abs/2306.06101, Algorithm 4.
+
+    Example:
+        >>> import torch
+        >>> step = scale_by_prodigy(d0=0.1, eps=0.0)
+        >>> p, g = torch.tensor([1.0]), torch.tensor([2.0])
+        >>> step.update(g, step.init(p), params=p)[0]  # -d mu / sqrt(nu)
+        tensor([-0.3162])
     """
 
 
@@ -148,12 +155,12 @@ def prodigy(
 ) -> GradientTransformation:
     """Return Prodigy, which needs no step size.
 
-    The update is the step of `torchopt.optimizers.prodigy.scale_by_prodigy`.
+    The update is the step of `torchopt.transform.scale_by_prodigy`.
 
     Args:
-        lr: What the estimated step size is multiplied by, >= 0.
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has
-            -lr d weight_decay p.
+        lr: Factor of the estimated step size, >= 0.
+        weight_decay: Coefficient of the decoupled decay, >= 0: adds -lr * d * weight_decay * p to
+            the update.
         d0: The first estimate of the distance to the solution, > 0; small is safe.
         growth_rate: The largest growth of the estimate in a step, > 1; None for any.
     """

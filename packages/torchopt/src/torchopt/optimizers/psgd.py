@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PSGD with Kronecker factors: a preconditioner that is fitted, not accumulated."""
+"""PSGD with Kronecker factors: a preconditioner that is fitted by gradient descent."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ __all__ = ["ScaleByPsgdState", "psgd", "scale_by_psgd"]
 
 
 class ScaleByPsgdState(NamedTuple):
-    """`mu`: average of the gradient; `factors`: for each leaf one vector with its two factors, a
-    triangular matrix row by row or a diagonal, in float64; `count`.
+    """`mu`: average of the gradient; `factors`: for each leaf one float64 vector with its two
+    factors, each a triangular matrix row by row or a diagonal; `count`: steps of each leaf.
     """
 
     mu: Any
@@ -140,7 +140,7 @@ class ScaleByPsgd(LeafRule):
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:
-    """Return the rows and columns of the matrix that a tensor is taken for."""
+    """Return the numbers of rows and columns of the matrix that represents a tensor."""
     columns = 1
     for n in shape[1:]:
         columns *= n
@@ -167,9 +167,7 @@ def _solved(x: Tensor, q: Tensor, *, left: bool) -> Tensor:
 
 
 def _probe(size: int, count: Tensor, seed: int) -> Tensor:
-    """Return `size` numbers 1 and -1: bits of a hash of seed, count and index, the same wherever
-    and whenever they are computed.
-    """
+    """Return `size` numbers 1 and -1, the bits of a hash of seed, count and index."""
     x = torch.arange(size, dtype=torch.int64, device=count.device)
     x = x + (count + seed * 0x10001) * 0x1F123BB5
     for factor in (0x45D9F3B, 0x45D9F3B, 0x2C1B3C6D):  # 32 bits: no product overflows
@@ -197,18 +195,17 @@ def scale_by_psgd() -> None:
     of more dimensions is taken as the matrix of its first dimension; vectors, and dimensions longer
     than `max_size`, have diagonal factors. The arithmetic is in float64.
 
-    Signs have the second moment that the paper asks of its normal probes. They are a hash of the
-    seed, the count and the index of an element: all randomness follows from the state, steps can
-    be repeated, and entries of a vmap share their probes. The derivative is exact, with the probes
-    as constants; the largest element is differentiated too, by a subgradient where several are
-    equal.
+    Random signs have the second moment that the paper requires of its normal probes. They are a
+    hash of the seed, the count and the index of an element, so that a step depends on the state
+    alone and can be repeated; entries of a vmap share their probes. The derivative is exact for
+    constant probes. It includes that of the largest element, a subgradient where several are equal.
 
     Args:
         momentum: Decay of the average mu, in [0, 1); its bias is corrected.
         precondition_lr: eta, the relative step of the factors, in (0, 1).
-        initial_scale: What multiplies the gradient in the beginning, > 0.
+        initial_scale: Initial factor of the gradient, > 0.
         max_size: Dimensions longer than this have diagonal factors.
-        seed: Of the probes, >= 0.
+        seed: Seed of the probes, >= 0.
 
     References:
         X.-L. Li, Preconditioner on Matrix Lie Group for SGD, 2018,

@@ -23,8 +23,10 @@ __all__ = ["ScaleByRAdamState", "radam", "scale_by_radam"]
 
 class ScaleByRAdamState(NamedTuple):
     """`mu`, `nu`: first and second moment; `t`: number of the next update, from 1; `count`: steps
-    of each leaf, 0-dim int64 tensors. A leaf without a gradient takes no step; None says that all
-    leaves took t - 1, as in a state of the published package.
+    of each leaf, 0-dim int64 tensors.
+
+    A leaf without a gradient takes no step. A `count` of None, as in states of the published
+    package, means that each leaf took t - 1 steps.
     """
 
     mu: Any
@@ -51,7 +53,7 @@ class RAdam(Rule):
         rho_inf = 2 / (1 - b2) - 1
         rho = rho_inf - 2 * k.to(torch.float64) * torch.pow(b2, k) / nu_correction
         rectified = rho > 5
-        # Elsewhere any number above 4 does, so that no derivative is 0 times infinity.
+        # Elsewhere the values are not used; 6 keeps derivatives from being 0 times infinity.
         rho, rho_inf = (torch.where(rectified, x, 6.0) for x in (rho, rho_inf))
         r2 = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
         factor = torch.sqrt(r2) * torch.sqrt(nu_correction)

@@ -74,7 +74,7 @@ def scale_by_rms() -> None:
 
     Args:
         alpha: Decay of the average, in [0, 1).
-        initial_scale: What the average of squares starts from.
+        initial_scale: Initial value of the average of squares.
 
     References:
         T. Tieleman, G. Hinton, Lecture 6.5: RMSProp, 2012,
@@ -94,10 +94,11 @@ def scale_by_stddev() -> None:
 
     Args:
         alpha: Decay of the averages, in [0, 1).
-        initial_scale: What nu starts from.
+        initial_scale: Initial value of nu.
 
     References:
-        A. Graves, Generating Sequences With Recurrent Neural Networks, 2013, https://arxiv.org/abs/1308.0850
+        A. Graves, Generating Sequences With Recurrent Neural Networks, 2013,
+        https://arxiv.org/abs/1308.0850, equations 38 to 45.
     """
 
 
@@ -117,7 +118,7 @@ def rmsprop(
     """Return RMSProp.
 
     The update is -lr * u, with u the direction of `torchopt.transform.scale_by_rms`
-    (`scale_by_stddev` when centered), followed by `trace` when there is a momentum.
+    (`scale_by_stddev` if `centered`), followed by `trace` if there is a momentum.
 
     Args:
         momentum: Decay of the trace of directions, >= 0.

@@ -20,7 +20,7 @@ __all__ = ["ScaleByRpropState", "rprop", "scale_by_rprop"]
 
 
 class ScaleByRpropState(NamedTuple):
-    """`previous`: the last gradient, zero where it changed its sign; `step_size`."""
+    """`previous`: the last gradient, or zero where its sign has changed; `step_size`."""
 
     previous: Any
     step_size: Any
@@ -28,7 +28,7 @@ class ScaleByRpropState(NamedTuple):
 
 @dataclass(frozen=True)
 class Rprop(Rule):
-    """u = sign(g) size', where size grows with a constant sign and shrinks with a change."""
+    """u = sign(g) size'; the size grows while the sign of g stays, and shrinks when it changes."""
 
     lr: Hyper = at_least_zero("learning rate", 1e-2, starts="step_size")
     eta_minus: Hyper = number(0.5)
@@ -51,7 +51,7 @@ class Rprop(Rule):
             )
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the step, with a minus still to come, the gradient that counts and the size."""
+        """Return the step without its minus sign, the gradient for the next step, and the size."""
         previous, size = state
         agreement = g * previous
         turned = agreement < 0
@@ -65,22 +65,30 @@ class Rprop(Rule):
 
 @transformation_of(Rprop)
 def scale_by_rprop() -> None:
-    r"""Return the transformation to Rprop's step: the sign of g times a step size for each number.
+    r"""Return the transformation to Rprop's step: the sign of g times a step size per element.
 
-    A step size grows by `eta_plus` while its gradient keeps its sign and shrinks by `eta_minus`
-    when it changes, in which case there is no step. There is none where g is NaN either, as in
-    torch.optim.Rprop.
+    A step size is multiplied by `eta_plus` if the gradient has the sign of the previous one, and by
+    `eta_minus` if the sign has changed; in that case there is no step. As in torch.optim.Rprop,
+    there is no step where g is NaN either. The minus sign is not part of the step.
 
     Args:
         lr: The first step size; steps are differentiable with respect to it.
-        eta_minus: In (0, 1).
-        eta_plus: > 1.
+        eta_minus: Factor of the step size if the sign changes, in (0, 1).
+        eta_plus: Factor of the step size if the sign stays, > 1.
         min_step: The smallest step size.
         max_step: The largest step size.
 
     References:
         M. Riedmiller, H. Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The
         RPROP Algorithm, 1993. The variant without a step back is that of torch.optim.Rprop.
+
+    Example:
+        >>> import torch
+        >>> step = scale_by_rprop(lr=0.1)
+        >>> g = torch.tensor([3.0, -0.2])
+        >>> u, state = step.update(g, step.init(g))
+        >>> u, step.update(g, state)[0]
+        (tensor([ 0.1000, -0.1000]), tensor([ 0.1200, -0.1200]))
     """
 
 
@@ -98,7 +106,7 @@ def rprop(
 
     Args:
         lr: The first step size, >= 0.
-        etas: Factors on the step size where the sign changes and where it stays.
+        etas: Factors of the step size where the sign changes, in (0, 1), and where it stays, > 1.
         step_sizes: The smallest and the largest step size.
     """
     eta_minus, eta_plus = unpacked(etas, 2, "etas")

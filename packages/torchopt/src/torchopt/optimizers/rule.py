@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The definition of an optimizer: its state, its hyper-parameters, its formula for one tensor.
 
-It runs eagerly, under compile and under vmap, and gives every derivative that has no kernel.
+The formula runs eagerly, compiled and under vmap, and serves all derivatives without a kernel.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ __all__ = ["Hyper", "Rule", "at_least_zero", "fraction", "number", "positive"]
 
 @dataclass(frozen=True)
 class Rule(LeafRule):
-    """A rule that treats every tensor alike, written for one of them.
+    """A rule that treats every tensor alike, written for one tensor.
 
-    A subclass is a frozen dataclass. Its fields are the hyper-parameters, in the order of the
-    kernel where there is one, declared with `at_least_zero`, `fraction` or `number`; a field that
-    is not declared so, such as a flag, is none.
+    A subclass is a frozen dataclass. Its fields are the hyper-parameters, declared with
+    `at_least_zero`, `fraction` or `number`, in the order of the kernel if there is one. Fields that
+    are not declared in this way, such as flags, are not hyper-parameters.
 
     Attributes:
         State: The class of the state, a NamedTuple. Each of its fields holds a list with one tensor
-            like the parameter for each leaf, except for three. `count`: how many steps each leaf
-            has taken, 0-dim int64 tensors. `t`: the number of the next step, an int that states of
-            the published package have instead. Those of `shared`.
+            per leaf, of the shape of the parameter, with these exceptions: `count` holds the number
+            of steps of each leaf, as 0-dim int64 tensors; `t` is the number of the next step, an
+            int, which states of the published package have instead; and the fields of `shared`.
         shared: Fields with 0-dim float64 tensors that depend only on the count, so that leaves
-            share them, and what they start from.
-        kernel: The name of the rule in `csrc/math/rules.h`, None where there is none.
+            share them, and their initial values.
+        kernel: The name of the rule in `csrc/math/rules.h`; None if there is none.
         constant_derivative: Whether the derivative with respect to gradient, state and parameter
-            depends on none of them. Nothing is kept for it then.
-        roles: The fields of the state that are like the parameter, in the order of the kernel.
+            depends on none of them. Nothing is then saved for it.
+        roles: The fields of the state with the shape of the parameter, in the order of the kernel.
         hypers: The hyper-parameters of a step, in the order of the kernel.
-        starts: The hyper-parameters that fields of the state start from.
+        starts: The hyper-parameter that is the initial value of a field of the state, by field.
         is_steady: Whether no coefficient depends on the step.
     """
 
@@ -72,7 +72,7 @@ class Rule(LeafRule):
         if "kernel" not in vars(cls) and not {"apply", "coefficients", "following"}.isdisjoint(
             vars(cls)
         ):
-            cls.kernel = None  # that of another formula
+            cls.kernel = None  # the inherited kernel is that of another formula
 
     def join(self, plan: Plan) -> Plan | None:
         """Return `plan` with this rule."""
@@ -85,10 +85,10 @@ class Rule(LeafRule):
         return zeros_like(params, getattr(self, "moment_requires_grad", False))
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return what depends on the step and not on the tensor, in float64.
+        """Return the values that depend on the step but not on the tensor, in float64.
 
-        It is computed once for all tensors that have taken the same number of steps, and rounded to
-        the dtype in which they are computed.
+        They are computed once for all tensors that have taken the same number of steps, and rounded
+        to the dtype of the computation.
 
         Args:
             k: The number of this step, from 1, a 0-dim int64 tensor; None without a `count`.
@@ -104,17 +104,17 @@ class Rule(LeafRule):
     def apply(
         self, c: tuple[Any, ...], g: Tensor, state: tuple[Tensor, ...], p: Any
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the direction and the new state of one tensor, written to nothing.
+        """Return the direction and the new state of one tensor, without writing to any input.
 
         Args:
             c: The coefficients.
             g: The gradient.
             state: A tensor for each of `roles`.
-            p: The parameter where the rule has `reads_params`, else None.
+            p: The parameter if the rule has `reads_params`, else None.
         """
 
     def init_leaves(self, params: list[Tensor]) -> Any:
-        """Return the state that the rule starts from."""
+        """Return the initial state."""
         fields: dict[str, Any] = {role: self.start(role, params) for role in self.roles}
         for name, value in self.shared.items():
             fields[name] = _same(params, value)
@@ -125,7 +125,7 @@ class Rule(LeafRule):
         return self.State(**fields)
 
     def complete(self, state: Any) -> Any:
-        """Return the state with the counts that its `t` stands for."""
+        """Return the state with counts that follow from its `t`."""
         return state._replace(count=same_counts(getattr(state, self.roles[0]), state.t - 1))
 
     def update_leaves(
@@ -172,8 +172,9 @@ class Rule(LeafRule):
             roles: For each role of the state, a tensor for each gradient.
             counts: The number of this step for each gradient.
             shared: For each field of `shared`, a tensor for each gradient.
-            params: The parameters where the rule has `reads_params`.
-            inplace: The new state is copied into the old one, so it may be the direction.
+            params: The parameters if the rule has `reads_params`.
+            inplace: The caller copies the new state into the old one, so that a new state may be
+                the same tensor as a direction.
         """
         reads = self.reads_params
         scalars = self._scalars(grads, counts, shared)
@@ -185,7 +186,7 @@ class Rule(LeafRule):
         ]
         updates = [u for u, _ in rows]
         moved = [list(column) for column in zip(*(new for _, new in rows))] or [[] for _ in roles]
-        # A state must not be a tensor that the caller may write to.
+        # A state must not share a tensor with the caller, who may write to it.
         for role in moved:
             for i, x in enumerate(role):
                 if x is grads[i]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedule-free optimizers: averaging in place of a step size schedule."""
+"""Schedule-free optimizers: averages of the iterates replace a schedule of the step size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class ScheduleFreeState(NamedTuple):
-    """`z`: the base iterate; `x`: its average; `weight_sum`: of the average; `count`."""
+    """`z`: the base iterate; `x`: its average; `weight_sum`: sum of its weights; `count`."""
 
     z: Any
     x: Any
@@ -39,7 +39,7 @@ class ScheduleFreeState(NamedTuple):
 
 @dataclass(frozen=True)
 class ScheduleFree(Rule):
-    """The last stage of a schedule-free optimizer: u = y' - y, the way from y to the next y."""
+    """The last stage of a schedule-free optimizer: u = y' - y, from y to the next y."""
 
     lr: Hyper = at_least_zero("learning rate", 1.0)
     beta: Hyper = fraction("beta value", 0.9)
@@ -67,7 +67,7 @@ class ScheduleFree(Rule):
         return [p.clone() for p in params]
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the way to the next y, and the iterates."""
+        """Return the difference to the next y, and the iterates."""
         step, share = c
         z, x = state
         z = z - step * (g + self.weight_decay * p)
@@ -77,43 +77,51 @@ class ScheduleFree(Rule):
 
 @transformation_of(ScheduleFree)
 def schedule_free() -> None:
-    r"""Return the last stage of schedule-free optimizers, in place of the step size.
+    r"""Return the last stage of schedule-free optimizers, which replaces the step size.
 
     .. math::
         z' = z - \gamma_k (u + \lambda y), \quad
         c_k = \gamma_k^2 / \sum_{i \le k} \gamma_i^2, \quad
         x' = (1 - c_k) x + c_k z', \quad y' = (1 - \beta) z' + \beta x'
 
-    with :math:`\gamma_k = \gamma \min(1, k / w)`. The parameters are y, where gradients are taken;
-    the model to use is x, see `averaged_params`.
+    with :math:`\gamma_k = \gamma \min(1, k / w)`. The parameters are y, at which gradients are
+    taken. Evaluate the model at x; see `averaged_params`. The update y' - y includes the minus
+    sign.
 
     Args:
         lr: gamma, the step size, >= 0.
-        beta: Weight of the average in the point where gradients are taken, in [0, 1).
+        beta: Weight of the average in the point at which gradients are taken, in [0, 1).
         weight_decay: lambda, the coefficient of the decay, >= 0.
-        warmup_steps: w, over how many steps the step size grows; 0 for none.
+        warmup_steps: w, the number of steps in which the step size grows; 0 for none.
 
     References:
         A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682,
         Algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> stage = schedule_free(lr=0.5, beta=0.0)
+        >>> p, g = torch.tensor([1.0]), torch.tensor([1.0])
+        >>> stage.update(g, stage.init(p), params=p)[0]
+        tensor([-0.5000])
     """
 
 
 def averaged_params(state: Any, params: Any, *, where: Any = None) -> Any:
     """Return the averages x in the state of a schedule-free optimizer, as a tree like `params`.
 
-    A parameter that the schedule-free optimizer does not step, inside `masked` or `partition`, is
-    returned as it is.
+    Parameters that the schedule-free optimizer does not step, because of `masked` or `partition`,
+    are returned unchanged.
 
     Args:
         state: The state of the optimizer, or of one that contains it.
         params: The parameters.
-        where: Tree of bools, a prefix of `params`, or a function that returns one: which leaves
-            the schedule-free optimizer has. Needed inside `masked` and `partition` where the
-            shapes leave it open.
+        where: The leaves that the schedule-free optimizer steps: a tree of bools that is a prefix
+            of `params`, or a function that returns one. It is needed inside `masked` and
+            `partition` if the shapes do not determine the leaves.
 
     Raises:
-        ValueError: There is no such state in `state`, or it is ambiguous whose averages it has.
+        ValueError: `state` has no such state, or it is not clear to which leaves it belongs.
 
     Example:
         >>> from torchopt.alias import schedule_free_sgd
@@ -148,7 +156,7 @@ def schedule_free_sgd(
 ) -> GradientTransformation:
     """Return schedule-free SGD.
 
-    See `torchopt.transform.schedule_free`; `torchopt.transform.averaged_params` gives the model.
+    See `torchopt.transform.schedule_free`; `torchopt.transform.averaged_params` returns the model.
     """
     return compose(
         flip_sign_and_add_weight_decay.rule(0.0, maximize),
@@ -169,7 +177,7 @@ def schedule_free_adamw(
 ) -> GradientTransformation:
     """Return schedule-free AdamW.
 
-    See `torchopt.transform.schedule_free`; `torchopt.transform.averaged_params` gives the model.
+    See `torchopt.transform.schedule_free`; `torchopt.transform.averaged_params` returns the model.
 
     Args:
         betas: Weight of the average in the point where gradients are taken, and decay of the

@@ -28,12 +28,12 @@ class ScheduleFreeRadamState(NamedTuple):
 
 
 def _rectification(b2: Hyper, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Return whether the variance is rectified in step k, and the factor; 0 where it is not."""
+    """Return whether the variance is rectified in step k, and the factor, 0 if it is not."""
     b2 = torch.as_tensor(b2, dtype=torch.float64, device=k.device)
     rho_inf = 2 / (1 - b2) - 1
     rho = rho_inf - 2 * k.to(torch.float64) * torch.pow(b2, k) / bias_correction(b2, k)
     rectified = rho > 4
-    # Elsewhere any number above 4 does, so that no derivative is 0 times infinity.
+    # Elsewhere the values are not used; 6 keeps derivatives from being 0 times infinity.
     rho, rho_inf = (torch.where(rectified, x, 6.0) for x in (rho, rho_inf))
     r2 = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
     return rectified, torch.where(rectified, torch.sqrt(r2), 0.0)
@@ -82,7 +82,7 @@ def schedule_free_radam(
 ) -> GradientTransformation:
     r"""Return schedule-free RAdam, which needs no warm-up.
 
-    See `torchopt.transform.schedule_free`; `torchopt.transform.averaged_params` gives the model.
+    See `torchopt.transform.schedule_free`; `torchopt.transform.averaged_params` returns the model.
     The step size is
 
     .. math::
@@ -91,11 +91,11 @@ def schedule_free_radam(
         \rho_\infty = \frac{2}{1 - b_2} - 1, \quad
         \rho = \rho_\infty - \frac{2 k b_2^k}{1 - b_2^k}
 
-    where rho > 4. In the steps before, four with the usual b2, nothing moves, unless `sgd_phase`.
+    if rho > 4. In the steps before that (four with the usual b2), nothing moves unless `sgd_phase`.
 
     Args:
         lr: gamma, >= 0.
-        betas: Weight of the average in the point where gradients are taken, and decay of the
+        betas: Weight of the average in the point at which gradients are taken, and decay of the
             second moment, both in [0, 1).
         weight_decay: Coefficient of the decay, >= 0.
         sgd_phase: Take steps of SGD, of size gamma, before the variance can be rectified.

@@ -28,10 +28,9 @@ class TraceState(NamedTuple):
 
 
 class DampenedTraceState(NamedTuple):
-    """`trace`: the decaying sum; `count`: how many gradients each leaf has had.
+    """`trace`: the decaying sum; `count`: the number of gradients that each leaf has received.
 
-    With dampening the first gradient counts in full, so the state has to know which one is the
-    first.
+    The first gradient is not dampened, so the state has to record whether a leaf has had one.
     """
 
     trace: Any
@@ -68,7 +67,7 @@ class Trace(Rule):
 
 @dataclass(frozen=True)
 class DampenedTrace(Trace):
-    """The same with dampening, which has to know the first step."""
+    """The trace with dampening, which treats the first step differently."""
 
     State = DampenedTraceState
 
@@ -90,10 +89,10 @@ def trace(
 
     Args:
         momentum: The decay mu, >= 0; 0 gives the identity.
-        dampening: Part of each gradient but the first that is left out.
+        dampening: Fraction of each gradient but the first that is left out.
         nesterov: Look ahead by one step; needs a momentum and no dampening.
         moment_requires_grad: Make the initial trace a leaf that requires a gradient. Gradients flow
-            through the trace either way.
+            through the trace in any case.
 
     Raises:
         ValueError: A negative momentum, or `nesterov` without momentum or with dampening.
@@ -101,6 +100,14 @@ def trace(
     References:
         I. Sutskever, J. Martens, G. Dahl, G. Hinton, On the importance of initialization and
         momentum in deep learning, ICML 2013.
+
+    Example:
+        >>> import torch
+        >>> momentum = trace(0.5)
+        >>> g = torch.tensor([1.0])
+        >>> u, state = momentum.update(g, momentum.init(g))
+        >>> u, momentum.update(g, state)[0]
+        (tensor([1.]), tensor([1.5000]))
     """
     check_at_least_zero(momentum, "momentum value")
     if nesterov and are_numbers(momentum, dampening) and (momentum <= 0.0 or dampening != 0.0):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shampoo: preconditioned by the inverse roots of second moments along each dimension."""
+"""Shampoo: gradients times inverse roots of their second moments along each dimension."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _RIDGE = torch.finfo(torch.float64).eps
 
 
 class ScaleByShampooState(NamedTuple):
-    """`statistics`, `roots`: for each leaf, one vector that holds what belongs to each of its
-    dimensions, one after the other: a matrix row by row, or a diagonal, in float64. `t`: number of
-    the next step of each leaf, from 1.
+    """`statistics`, `roots`: for each leaf, one float64 vector with the matrices of its dimensions
+    one after the other, each row by row or as a diagonal. `t`: number of the next step of each
+    leaf, from 1.
     """
 
     statistics: Any
@@ -85,8 +85,8 @@ class ScaleByShampoo(LeafRule):
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new state."""
-        # Each leaf counts its own steps: it may have no gradient in all the steps in which others
-        # compute their roots.
+        # Each leaf counts its own steps: it might have no gradient in just those steps in which the
+        # other leaves compute their roots.
         refresh = [(t - 1) % self.update_every == 0 for t in state.t]
         updates, statistics, roots = in_rows(
             lambda i, g, old, roots: self._stepped(g.double(), old.double(), roots, refresh[i]),
@@ -100,8 +100,8 @@ class ScaleByShampoo(LeafRule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return directions, statistics and roots of leaves of one shape, one in each row.
 
-        In float64. Roots are large where no gradient has been: what rounding puts there would be
-        seen.
+        They are in float64: roots are large in directions without gradients, and would amplify
+        rounding errors there.
         """
         if not g.numel():
             return g, old, roots
@@ -132,7 +132,7 @@ class ScaleByShampoo(LeafRule):
     def _root(self, s: Tensor, order: int) -> Tensor:
         if s.ndim == 2:
             return s ** (-1 / (2 * order))
-        # A sum of squares is known up to rounding only, and has no root where that is negative.
+        # Rounding may leave a negative eigenvalue, which has no root: hence the ridge.
         trace = s.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None]
         ridge = _RIDGE * s.shape[-1] * trace
         identity = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
@@ -140,12 +140,12 @@ class ScaleByShampoo(LeafRule):
 
 
 def _shape(p: Tensor) -> tuple[int, ...]:
-    """Return the shape, a number being a vector of one."""
+    """Return the shape; that of a 0-dim tensor is (1,)."""
     return tuple(p.shape) or (1,)
 
 
 def _along(x: Tensor, r: Tensor, dimension: int) -> Tensor:
-    """Return the rows of `x` with those of `r`, matrices or diagonals, along a dimension."""
+    """Multiply each row of `x` by that of `r`, a matrix or diagonal, along a dimension."""
     moved = x.movedim(dimension, -1)
     if r.ndim == 2:
         r = r.reshape(len(r), *(1,) * (x.ndim - 2), -1)
@@ -167,20 +167,21 @@ def scale_by_shampoo() -> None:
     from :math:`L = R = \epsilon I`. A tensor with k dimensions has one such matrix for each of
     them, and roots of order 2 k; a vector is preconditioned by the full matrix of AdaGrad.
 
-    The roots come from a polynomial iteration (`torchopt.kernels.reference.inverse_root`), so that
-    the direction is differentiable to any order even where eigenvalues coincide. Whatever the dtype
-    of the parameters, the state and the roots are in float64: squares of float32 gradients do not
-    fit into float32, and preconditioners of few steps are nearly singular. What rounding leaves of
-    them is held off zero by a ridge of 2.2e-16 times size and trace. Memory and time of a dimension
-    of size n are n^2 and 5 n^3 `root_steps`.
+    Before a root is taken, a ridge of 2.2e-16 times size and trace is added, because rounding may
+    make an eigenvalue negative. The direction is differentiable to any order, even where
+    eigenvalues coincide. The state and the roots are in float64 for every dtype of the parameters:
+    squares of float32 gradients do not fit into float32, and preconditioners of few steps are
+    nearly singular. A dimension of size n takes 2 n^2 float64 numbers, and an eigendecomposition
+    whenever its root is computed.
 
     Args:
-        eps: Start of the diagonals, > 0.
-        decay: 1 for sums; below one for moving averages, s' = decay s + (1 - decay) G G'. At 1, a
-            jump, the derivative is that of the product decay s.
-        update_every: Steps from one computation of the roots to the next, >= 1.
-        max_size: Dimensions longer than this have a diagonal in place of a matrix.
-        root_steps: Iterations for a root; fifty do for whatever the ridge leaves.
+        eps: Initial value of the diagonals, > 0.
+        decay: 1 for sums; smaller for moving averages, L' = decay L + (1 - decay) G G^T. At 1,
+            where the formula jumps, the derivative is that of the product decay L.
+        update_every: Number of steps between computations of the roots, >= 1.
+        max_size: Dimensions longer than this have a diagonal instead of a matrix.
+        root_steps: Number of iterations for a root where eigenvalues cannot be used: for
+            derivatives of higher order and under torch.compile; >= 1.
 
     References:
         V. Gupta, T. Koren, Y. Singer, Shampoo: Preconditioned Stochastic Tensor Optimization, 2018,

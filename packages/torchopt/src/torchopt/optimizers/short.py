@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differentiable steps of SGD on few tensors, by a few of torch's own operations."""
+"""Differentiable steps of SGD on few tensors, by torch's own operations."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torchopt.update import apply_updates
 
 __all__ = ["next_params", "short_step"]
 
-# Up to so many tensors, torch's operations take less time than our node for all of them: on a
-# network of 6 small ones 9 us instead of 57, with a derivative that runs without Python.
+# Up to this number of tensors, torch's operations are faster than our node for all of them: 9 us
+# instead of 57 on a network of 6 small tensors, and their derivative runs without Python.
 MANY = 60
 
-# Up to so many elements, tensors are added by one operation for all of them, 9 us instead of 13.
-# Its node keeps what it adds, which on larger tensors would cost more memory than it saves time.
+# Up to this number of elements, one operation adds all tensors, 9 us instead of 13. Its node saves
+# the tensors that it adds, which for larger ones would cost too much memory.
 SMALL = 2**16
 
 _DTYPES = frozenset((torch.float32, torch.float64))
@@ -36,14 +36,12 @@ def next_params(
     grads: Sequence[Tensor | None],
     state: Any,
 ) -> tuple[Sequence[Tensor], Any]:
-    """Return what `apply_updates(params, updates)` gives for the next updates, and the next state.
-
-    Nothing is written, and everything is differentiable.
+    """Return the next parameters and the next state, differentiably; nothing is written.
 
     Args:
-        transformation: Any.
+        transformation: A gradient transformation.
         params: The parameters.
-        grads: Their gradients, as `torch.autograd.grad` gives them.
+        grads: Their gradients, as `torch.autograd.grad` returns them.
         state: The state.
     """
     found = short_step(transformation, params, grads, state)
@@ -61,13 +59,14 @@ def short_step(
     grads: Sequence[Any],
     state: Any,
 ) -> tuple[list[Tensor], Any] | None:
-    """Return the next parameters and state; None where the step is not that of SGD with fixed
-    numbers on few plain tensors.
+    """Return the next parameters and state of a step of SGD on few plain tensors, or None.
+
+    None means that the step is another one, or that a hyper-parameter is not a number.
 
     Args:
-        transformation: Any.
+        transformation: A gradient transformation.
         params: Leaves of the parameters.
-        grads: Leaves of their gradients, as `torch.autograd.grad` gives them.
+        grads: Leaves of their gradients, as `torch.autograd.grad` returns them.
         state: The state.
     """
     chain = getattr(transformation.update, "__self__", None)

@@ -26,8 +26,8 @@ def signum(
     .. math::
         \mu' = b \mu + (1 - b) g, \qquad u = \mathrm{sign}(\mu')
 
-    The update is -lr * (u + weight_decay * p). This is Lion with two equal decays, and shares its
-    kernel. The derivative of the sign is zero wherever it exists.
+    The update is -lr * (u + weight_decay * p). This is Lion with two equal decays, whose kernel it
+    uses. The derivative of the sign is zero wherever it exists.
 
     Args:
         momentum: b, in [0, 1).

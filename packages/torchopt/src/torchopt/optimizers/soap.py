@@ -27,9 +27,9 @@ _SHIFT = 1e-6
 
 
 class ScaleBySoapState(NamedTuple):
-    """`mu`: average of the gradient; `nu`: of its square in the eigenbasis; `statistics`, `bases`:
-    for each leaf one vector with a matrix for each dimension that has one, row by row; `t`: number
-    of the next step of each leaf, from 1; `count`: the same as 0-dim tensors, from 0.
+    """`mu`: average of the gradient; `nu`: average of its square in the eigenbasis; `statistics`,
+    `bases`: for each leaf one vector with the matrices of its dimensions, row by row; `t`: number
+    of the next step of each leaf, from 1; `count`: number of its steps, 0-dim tensors.
     """
 
     mu: Any
@@ -42,7 +42,7 @@ class ScaleBySoapState(NamedTuple):
 
 @dataclass(frozen=True)
 class ScaleBySoap(LeafRule):
-    """u = Adam's direction for the gradient in the eigenbasis, turned back."""
+    """u = Adam's direction for the gradient in the eigenbasis, transformed back."""
 
     b1: Hyper = fraction("beta parameter at index 0", 0.95)
     b2: Hyper = fraction("beta parameter at index 1", 0.95)
@@ -95,7 +95,7 @@ class ScaleBySoap(LeafRule):
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new state."""
         counts = increment(state.count)
-        # The first step needs a basis, every later one has that of the steps before it.
+        # The first step needs a basis at once; later steps use that of the steps before.
         keys = [
             (t == 1, (t - 1) % self.update_every == 0, id(count))
             for t, count in zip(state.t, counts)
@@ -145,14 +145,14 @@ def _turned_on(s: Tensor, q: Tensor) -> Tensor:
     n = s.shape[-1]
     size = s.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None] / n
     size = torch.where(size > 0, size, 1.0)
-    # A shift moves no eigenvector, and keeps the product from being singular.
+    # A shift changes no eigenvector, and keeps the product from being singular.
     moved = (s / size) @ q + _SHIFT * q
     basis: Tensor = torch.linalg.qr(moved).Q
     return basis
 
 
 def _along(x: Tensor, dimensions: Sequence[int], matrices: Sequence[Tensor]) -> Tensor:
-    """Return the rows of `x` with those of `matrices` applied along dimensions of theirs."""
+    """Multiply each row of `x` by those of `matrices` along their dimensions."""
     for i, m in zip(dimensions, matrices):
         rows = x.movedim(i, 1)
         x = (m @ rows.flatten(2)).reshape(rows.shape).movedim(1, i)
@@ -173,24 +173,24 @@ def scale_by_soap() -> None:
         L' = \beta L + (1 - \beta) G G^T, \quad R' = \beta R + (1 - \beta) G^T G, \quad
         Q' = \mathrm{qr}(L' Q), \quad P' = \mathrm{qr}(R' P)
 
-    Tensors of more dimensions have a basis for each, vectors and numbers none: they take Adam's
-    step. Deviations from the paper: (1) the first bases come from the first gradient by the same
-    power iteration, from unit vectors, and not from an eigendecomposition, which has no derivative
-    where eigenvalues coincide; the authors' code takes no step with that gradient, this one does;
-    (2) the product in a power iteration is that of L / mean(diag L) + 1e-6 I, which has the same
-    eigenvectors and is never singular; (3) the columns of a basis are not sorted, which only
-    permutes them. Of a tensor with bases, states are in float64 and so is the
-    arithmetic, whatever its dtype: along an eigenvector without gradients, what float32 leaves of
-    them is noise, and Adam would divide it by itself.
+    Tensors of more dimensions have a basis for each of them. Vectors and 0-dim tensors have none,
+    and take Adam's step. Deviations from the paper: (1) The first bases come from the first
+    gradient by the same power iteration, started from unit vectors, and not from an
+    eigendecomposition, which has no derivative where eigenvalues coincide. The authors' code takes
+    no step with that gradient; this one does. (2) The matrix of the power iteration is
+    L / mean(diag L) + 1e-6 I, which has the same eigenvectors and is never singular. (3) The
+    columns of a basis are not sorted, which only permutes them. States and arithmetic of a tensor
+    with bases are in float64 for every dtype: along an eigenvector without gradients, float32
+    leaves rounding noise, which Adam would divide by its own size.
 
-    The derivative is that of these steps, exact to any order, through the bases too: a QR
-    decomposition of a matrix that is not singular has one. The condition number of that matrix is
-    1e6 n at most.
+    The derivative is that of these steps, exact to any order, also through the bases, because the
+    QR decomposition of a nonsingular matrix is differentiable. The condition number of that matrix
+    is at most 1e6 n.
 
     Args:
-        shampoo_beta: beta, in [0, 1).
-        update_every: Steps from one power iteration to the next, >= 1.
-        max_size: Dimensions longer than this are not turned.
+        shampoo_beta: beta, the decay of the preconditioners, in [0, 1).
+        update_every: Number of steps between power iterations, >= 1.
+        max_size: Dimensions longer than this have no basis.
 
     References:
         N. Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, 2024,
@@ -214,7 +214,7 @@ def soap(
 
     Args:
         shampoo_beta: Decay of the preconditioners, in [0, 1).
-        update_every: Steps from one computation of the eigenbases to the next.
+        update_every: Number of steps between computations of the eigenbases, >= 1.
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = ScaleBySoap(b1, b2, eps, shampoo_beta, update_every, max_size)

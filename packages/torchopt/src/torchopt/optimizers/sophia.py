@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sophia: a moving average over the curvature, clipped."""
+"""Sophia: the averaged gradient divided by the averaged curvature, clipped."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Sophia(Rule):
     State = ScaleBySophiaState
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return whether the curvature is estimated in this step, None for never."""
+        """Return whether the curvature is estimated in this step; None means never."""
         return (None if self.update_every is None else (k - 1) % self.update_every == 0,)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
@@ -64,21 +64,21 @@ def scale_by_sophia() -> None:
         \mu' = b_1 \mu + (1 - b_1) g, \quad h' = b_2 h + (1 - b_2) \hat h, \quad
         u = \mathrm{clip}\!\left(\frac{\mu'}{\max(\rho h', \epsilon)}, 1\right)
 
-    with an estimate of the Hessian's diagonal, new in every `update_every`-th step: here
-    :math:`\hat h = B g^2`, the Gauss-Newton-Bartlett estimator when g is the gradient for labels
-    drawn from the model, and the empirical Fisher matrix otherwise. For another estimate, such as
-    Hutchinson's :math:`z \odot H z`, give `update_every=None` and call `observe_curvature`.
+    with an estimate of the diagonal of the Hessian in every `update_every`-th step. The estimate is
+    :math:`\hat h = B g^2`. This is the Gauss-Newton-Bartlett estimator if g is the gradient for
+    labels drawn from the model, and the empirical Fisher matrix otherwise. For another estimate,
+    such as Hutchinson's :math:`z \odot H z`, pass `update_every=None` and call `observe_curvature`.
 
     The derivative of clipped entries is zero.
 
     Args:
         b1: Decay of the average of the gradient, in [0, 1).
         b2: Decay of the average of the curvature, in [0, 1).
-        rho: Curvature is scaled by it, >= 0; the larger, the fewer entries are clipped.
-        eps: Smallest curvature, > 0.
-        batch_size: B, the number of examples that the gradient is a mean over.
-        update_every: Steps from one estimate of the curvature from squared gradients to the next;
-            None: only `torchopt.transform.observe_curvature` adds any.
+        rho: Factor of the curvature, >= 0; the larger, the fewer entries are clipped.
+        eps: Lower bound of the divisor, > 0.
+        batch_size: B, the number of examples in the mean of which g is the gradient, > 0.
+        update_every: Number of steps between estimates of the curvature, >= 1; None for estimates
+            by `torchopt.transform.observe_curvature` alone.
 
     References:
         H. Liu et al., Sophia: A Scalable Stochastic Second-order Optimizer for Language Model
@@ -98,16 +98,16 @@ def observe_curvature(
     """Return the state of an optimizer with Sophia's direction after h' = b2 h + (1 - b2) estimate.
 
     Args:
-        state: The state of `torchopt.alias.sophia` or of one that contains `scale_by_sophia`.
-        estimate: An estimate of the diagonal of the Hessian, a tree like the parameters; None for
-            a parameter leaves its average as it is.
+        state: The state of `torchopt.alias.sophia`, or of a chain that contains `scale_by_sophia`.
+        estimate: An estimate of the diagonal of the Hessian, a tree like the parameters. None
+            leaves the average of a parameter unchanged.
         b2: Decay of the average, in [0, 1).
-        where: Tree of bools, a prefix of the parameters, or a function that returns one: which
-            leaves Sophia has. Needed inside `masked` and `partition` where the shapes leave it
-            open.
+        where: The leaves that Sophia steps: a tree of bools that is a prefix of the parameters, or
+            a function that returns one. It is needed inside `masked` and `partition` if the shapes
+            do not determine the leaves.
 
     Raises:
-        ValueError: There is no such state in `state`, or it is ambiguous whose curvature it has.
+        ValueError: `state` has no such state, or it is not clear to which leaves it belongs.
 
     Example:
         >>> from torchopt.alias import sophia

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a rule to an optimizer: sign and weight decay first, the step size last."""
+"""Make an optimizer from rules: sign and weight decay first, the step size last."""
 
 from __future__ import annotations
 
@@ -50,21 +50,26 @@ def optimizer(
 ) -> GradientTransformation:
     """Return the optimizer p' = p - lr (u + decoupled_weight_decay p).
 
-    u is what `directions` make of g + weight_decay p, with -g to maximize. Where the kernels have
-    this chain of rules, all tensors are stepped by one native call.
+    Here u is the result of `directions` for g + weight_decay p, or for -g + weight_decay p if
+    `maximize`. If there is a kernel for this chain of rules, one native call steps all tensors.
 
     Args:
-        directions: Rules, applied one after the other; None is left out.
+        directions: Rules, applied one after the other; None is skipped.
         lr: Step size, or a schedule.
         weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2, >= 0.
-        decoupled_weight_decay: Coefficient of the decay that no rule sees, >= 0.
-        mask: Where it decays; see `add_decayed_weights`.
-        maximize: Go up instead of down.
+        decoupled_weight_decay: Coefficient of the decay after the rules, >= 0.
+        mask: Which parameters decay after the rules; see `add_decayed_weights`.
+        maximize: Maximise the objective instead of minimising it.
         backend: See `with_backend`.
-        name: What `repr` calls it.
+        name: The name in its `repr`.
 
     Raises:
-        ValueError: A hyper-parameter out of range.
+        ValueError: A hyper-parameter is out of range.
+
+    Example:
+        >>> from torchopt.optimizers.adam import Adam
+        >>> optimizer(Adam(0.9, 0.999, 1e-8), lr=0.1, name="my_adam")
+        my_adam(lr=0.1, b1=0.9, b2=0.999, eps=1e-08, eps_root=0.0)
     """
     return compose(
         flip_sign_and_add_weight_decay.rule(weight_decay, maximize),
@@ -81,7 +86,7 @@ def compose(
     backend: Backend | None = None,
     name: str = "chain",
 ) -> GradientTransformation:
-    """Chain stages, for lists or for trees as the switch says."""
+    """Chain stages, for lists or for trees according to `_set_use_chain_flat`."""
     flat = _get_use_chain_flat()
     members = [_member(stage, flat) for stage in stages]
     if not flat:
@@ -102,10 +107,11 @@ def _member(stage: LeafRule | GradientTransformation | None, flat: bool) -> Grad
 def flip_sign_and_add_weight_decay(
     weight_decay: float | Tensor = 0.0, maximize: bool = False
 ) -> LeafRule | None:
-    """Return the first stage of the optimizers: u = g + weight_decay * p, with -g to maximize.
+    """Return the first stage of optimizers: u = g + weight_decay * p, or with -g if `maximize`.
 
     Args:
         weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2, >= 0.
+        maximize: Maximise the objective instead of minimising it.
 
     Raises:
         ValueError: A negative `weight_decay`.
@@ -122,7 +128,7 @@ def scale_by_neg_lr(lr: ScalarOrSchedule) -> LeafRule:
 
     Args:
         lr: A number >= 0, a 0-dim tensor, or a schedule; see `scale_by_schedule`. A tensor is read
-            in each step, so a step after its value has changed takes the new one.
+            in each step, so that a change of its value takes effect in the next step.
 
     Raises:
         ValueError: A negative number.

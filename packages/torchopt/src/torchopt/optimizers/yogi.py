@@ -42,7 +42,7 @@ class Yogi(Rule):
         """Return the direction and the moments."""
         mu, nu = state
         mu = moving_average(mu, g, self.b1)
-        # Finite, so that a difference of two of them is a number.
+        # Clamped to finite numbers, because the difference of two infinities is NaN.
         square = (g * g).clamp(max=torch.finfo(g.dtype).max)
         nu = nu - (1 - self.b2) * torch.sign(nu - square) * square
         return divide_by_root(mu, nu, self.eps), (mu, nu)
@@ -59,7 +59,7 @@ def scale_by_yogi() -> None:
     with Adam's first moment and, as in the paper, no correction of the bias.
 
     Args:
-        initial_accumulator: What the second moment starts from, >= 0.
+        initial_accumulator: Initial value of the second moment, >= 0.
 
     References:
         M. Zaheer, S. Reddi, D. Sachan, S. Kale, S. Kumar, Adaptive Methods for Nonconvex

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients to updates, one rule a file."""
+"""Transformations from gradients to updates, one per file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import importlib
 from torchopt.index import OPTIMIZERS, PUBLISHED, exported
 from torchopt.transform import utils as utils
 
-# The modules of the published package, before the functions that have their names.
+# First the modules of the published package, because the functions below replace their names.
 for _home in dict.fromkeys(PUBLISHED.values()):
     if _home.startswith(__name__):
         importlib.import_module(_home)
 
-# The functions that have a file of their name, with their states.
+# The functions that have a file of their own name, with their states.
 _FILES = (
     *("accumulate", "add_decayed_weights", "add_noise", "apply_if_finite", "cautious"),
     *("centralize", "compensated", "ema", "freeze", "galore", "in_8_bits", "in_precision"),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Written by tools/make_stubs.py; run it after a change instead of editing this file.
-"""Gradients to updates, one rule a file.
+"""Transformations from gradients to updates, one per file.
 """
 
 from torchopt.transform import utils as utils

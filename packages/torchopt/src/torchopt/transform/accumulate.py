@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collect the gradients of several calls into one step."""
+"""Accumulate the gradients of several calls for one step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["AccumulateState", "accumulate"]
 
 
 class AccumulateState(NamedTuple):
-    """`collected`: calls since the last step; `mean`: mean gradient of them; `inner_state`."""
+    """`collected`: calls since the last step; `mean`: their mean gradient; `inner_state`."""
 
     collected: int
     mean: Any
@@ -56,12 +56,12 @@ class Accumulate(Wrapper):
 def accumulate(inner: GradientTransformation, every: int) -> GradientTransformation:
     """Return the transformation that steps once with the mean of `every` gradients.
 
-    The calls in between give updates of None, which leave parameters as they are. A gradient of
+    The calls in between return updates of None, which leave the parameters unchanged. A gradient of
     None counts as zero, unless it is None in all calls.
 
     Args:
         inner: The transformation that steps.
-        every: Number of gradients in a step, >= 1.
+        every: Number of gradients per step, >= 1.
 
     Raises:
         ValueError: `every` is smaller than 1.

@@ -26,12 +26,20 @@ def add_decayed_weights(
     """Return the transformation u = g + weight_decay * p.
 
     Args:
-        weight_decay: >= 0; 0 without a mask gives the identity.
-        mask: Where to decay; see `masked`.
+        weight_decay: Coefficient of the decay, >= 0, a number or a 0-dim tensor; with 0 and no mask
+            the result is the identity.
+        mask: Which parameters decay; see `masked`.
 
     Raises:
         ValueError: A negative `weight_decay`.
         AssertionError: From `update`, when it is called without `params`.
+
+    Example:
+        >>> import torch
+        >>> decay = add_decayed_weights(0.5)
+        >>> p, g = torch.tensor([2.0]), torch.tensor([1.0])
+        >>> decay.update(g, decay.init(p), params=p)[0]
+        tensor([2.])
     """
     check_at_least_zero(weight_decay, "weight_decay value")
     if mask is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient noise that fades away."""
+"""Gradient noise that decays with the steps."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ class AddNoise(LeafRule):
 
 @transformation_of(AddNoise)
 def add_noise() -> None:
-    r"""Return the transformation that adds normal noise to gradients, less in every step.
+    r"""Return the transformation that adds normal noise of decreasing variance to gradients.
 
     .. math::
         u = g + \sqrt{\eta / k^\gamma}\, \xi, \qquad \xi \sim N(0, I)
 
-    with k counted from 1. Derivatives hold the sample fixed: with respect to g they are the
-    identity. Under `torch.func.vmap` give its `randomness`.
+    with k counted from 1. The sample is a constant for differentiation, so the derivative with
+    respect to g is the identity. Under `torch.func.vmap` pass its argument `randomness`.
 
     Args:
         eta: Variance in the first step, >= 0.
-        gamma: How fast the variance falls, >= 0.
-        generator: Where the noise comes from, on the device of the gradients; None for torch's
-            own. It is advanced by every update and is not part of the state.
+        gamma: Exponent of the decay of the variance, >= 0.
+        generator: The generator of random numbers, on the device of the gradients; None for torch's
+            own. Every update advances it; it is not part of the state.
 
     References:
         A. Neelakantan et al., Adding Gradient Noise Improves Learning for Very Deep Networks, 2015,

@@ -24,7 +24,7 @@ class ApplyIfFiniteState(NamedTuple):
 
 @dataclass(frozen=True)
 class ApplyIfFinite(Wrapper):
-    """Steps `inner` where all gradients are finite."""
+    """Steps `inner` if all gradients are finite."""
 
     max_failures: int
 
@@ -33,7 +33,7 @@ class ApplyIfFinite(Wrapper):
         return ApplyIfFiniteState(0, 0, self.inner.init(params))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Step, or leave parameters and state as they are."""
+        """Step, or leave parameters and state unchanged."""
         finite = [torch.isfinite(g.detach()).all() for g in tree_leaves(updates)]
         if not finite or bool(torch.stack([f.to(finite[0].device) for f in finite]).all()):
             stepped, inner_state = self.inner.update(
@@ -54,8 +54,8 @@ class ApplyIfFinite(Wrapper):
 def apply_if_finite(inner: GradientTransformation, max_failures: int = 5) -> GradientTransformation:
     """Return the transformation that skips steps whose gradients are not all finite.
 
-    A skipped step gives updates of None and leaves the state of `inner` as it is. Looking at the
-    gradients waits for the device.
+    A skipped step returns updates of None and leaves the state of `inner` unchanged. The test waits
+    for the device.
 
     Args:
         inner: The transformation that steps.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a rule on lists of tensors to a gradient transformation on lists or on trees.
+"""Make gradient transformations, on lists or on trees, from rules on lists of tensors.
 
-The driver flattens once, runs the rule, and unflattens once.
+The transformation flattens once, runs the rule, and unflattens once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, Protocol, cast
 
 from torchopt.base import Driver, GradientTransformation, identity
-from torchopt.documented import RAISES, complete, documented
+from torchopt.documented import ARGUMENTS, EXAMPLE, RAISES, complete, documented
 from torchopt.errors import MismatchError
 from torchopt.transform.leaf_rule import (
     LeafRule,
@@ -39,7 +39,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class _ListDriver(Driver):
-    """Runs a rule on lists: what `chain.flat` hands over."""
+    """Runs a rule on lists, as `chain.flat` passes them."""
 
     rule: LeafRule
     parts_of: ClassVar[Any] = staticmethod(parts_of)
@@ -100,7 +100,7 @@ def with_flattened(function: Callable[..., Any]) -> inspect.Signature:
 
 
 class TransformationFactory(Protocol[P]):
-    """A function that makes transformations for trees, with variants for lists."""
+    """A function that returns transformations for trees, with variants for lists."""
 
     flat: Callable[P, GradientTransformation]
     impl: Callable[..., GradientTransformation]
@@ -116,11 +116,16 @@ def transformation(
     """Turn a function that returns a rule into a factory of transformations.
 
     The result has the signature and documentation of `make`, and three attributes: `flat`, the same
-    for lists of leaves; `impl`, which takes `already_flattened` as a keyword; `rule`, which is
-    `make`.
-    A rule of None stands for the identity; a transformation is passed through.
+    for lists of leaves; `impl`, which takes `already_flattened` as a keyword; and `rule`, which is
+    `make`. If `make` returns None, the transformation is the identity; if it returns a
+    transformation, that is returned as it is.
     """
-    complete(make)
+    example = {}
+    if make.__name__.startswith("scale_by_") and "lr" not in inspect.signature(make).parameters:
+        direction = f"torchopt.transform.{make.__name__}()"
+        call = f"torchopt.chain({direction}, torchopt.transform.scale(-0.01))"
+        example = {"Example": EXAMPLE.format(call=call)}
+    complete(make, ARGUMENTS, **example)
 
     def impl(*args: Any, already_flattened: bool = False, **kwargs: Any) -> GradientTransformation:
         rule = make(*args, **kwargs)
@@ -149,10 +154,10 @@ def transformation(
 def transformation_of(
     rule: Callable[P, LeafRule], like: Callable[..., Any] | None = None
 ) -> Callable[[Callable[[], None]], TransformationFactory[P]]:
-    """Return the decorator that turns a function into the factory of the transformations by `rule`.
+    """Return the decorator that turns a function into a factory of transformations with `rule`.
 
-    The result has the arguments of `rule`, and the name and documentation of the function, which
-    has no other use.
+    The result has the arguments of `rule`, and the name and docstring of the function. The body of
+    the function is not used.
 
     Args:
         rule: The class of a rule.

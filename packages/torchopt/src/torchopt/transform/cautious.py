@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leave out the part of a step that points away from the gradient."""
+"""Leave out the elements of a step that increase the loss."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Cautious(Wrapper):
         product = g.sign() * u.sign()  # cannot underflow
         aligned = product >= 0 if self.maximize else product <= 0
         share = u.numel() / (aligned.sum().to(torch.float64) + 1.0)
-        # Not `where` with zero: NaN must stay visible.
+        # NaN is kept, so that it stays visible.
         return torch.where(aligned | u.isnan(), u, 0.0) * share.to(u.dtype)
 
 
 def cautious(inner: GradientTransformation, *, maximize: bool = False) -> GradientTransformation:
-    r"""Return `inner` without the elements of its step that do not go down.
+    r"""Return `inner` without the elements of its step that do not point downhill.
 
     .. math::
         \phi = [u \circ g \le 0], \qquad u' = \frac{d}{|\phi|_0 + 1}\, \phi \circ u
@@ -50,15 +50,15 @@ def cautious(inner: GradientTransformation, *, maximize: bool = False) -> Gradie
     with u the update of `inner` (which is added to the parameters), g the gradient, and d the
     number of elements of the tensor. The factor compensates for the elements that are left out.
 
-    The mask is constant between its jumps: the derivative is that of the elements that are kept,
+    The mask is piecewise constant, so the derivative is that of the elements that are kept. It is
     exact wherever no element of u or g is zero. Weight decay inside `inner` is a part of u. To
-    leave it unmasked, put cautious around the direction alone:
+    leave it unmasked, wrap the direction alone:
     `chain(cautious(scale_by_adam(), maximize=True), add_decayed_weights(0.1), scale(-1e-3))`.
 
     Args:
         inner: The optimizer.
-        maximize: Whether `inner` goes up, as directions before the step size do: elements are kept
-            where they have the sign of g.
+        maximize: Whether `inner` points uphill, as directions without the minus sign do: elements
+            are kept where they have the sign of g.
 
     References:
         K. Liang, L. Chen, B. Liu, Q. Liu, Cautious Optimizers: Improving Training with One Line of

@@ -26,9 +26,10 @@ class Centralize(LeafRule):
 
 @transformation_of(Centralize)
 def centralize() -> None:
-    """Return the transformation that takes the mean of each output's weights from its gradient.
+    """Return the transformation that subtracts from the gradient of each output its mean.
 
-    Tensors with one dimension or none pass through.
+    The update is u = g - mean(g), with the mean over all dimensions but the first. Tensors with one
+    dimension or none are returned unchanged.
 
     References:
         H. Yong, J. Huang, X. Hua, L. Zhang, Gradient Centralization, 2020,

@@ -17,7 +17,7 @@ __all__ = ["CompensatedState", "compensated"]
 
 
 class CompensatedState(NamedTuple):
-    """`rest`: what was rounded off so far, like the parameters; `inner_state`."""
+    """`rest`: the rounding errors so far, a tree like the parameters; `inner_state`."""
 
     rest: Any
     inner_state: Any
@@ -33,7 +33,7 @@ class Compensated(Wrapper):
         return CompensatedState(rest=rest, inner_state=self.inner.init(params))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Step `inner`, and return updates that a parameter can take."""
+        """Step `inner`, and return updates that can be added without rounding errors."""
         if params is None:
             raise AssertionError(
                 "Parameters are required for compensated. "
@@ -57,7 +57,7 @@ class Compensated(Wrapper):
 
 
 def _split(u: Tensor, p: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what to add to `p` in its dtype, and what is left of u + rest."""
+    """Return the part of u + rest to add to `p`, in its dtype, and the remaining part."""
     wide, wanted = widened(p), u + widened(rest)
     taken = ((wide + wanted).to(p.dtype).to(wide.dtype) - wide).to(p.dtype)
     done = (wide + widened(taken)).to(p.dtype).to(wide.dtype) - wide
@@ -65,18 +65,18 @@ def _split(u: Tensor, p: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compensated(inner: GradientTransformation) -> GradientTransformation:
-    r"""Return `inner` with Kahan's compensation: no update is lost to the rounding of a parameter.
+    r"""Return `inner` with Kahan's compensation for the rounding errors of parameters.
 
     .. math::
         y = u + c, \qquad p' = \mathrm{round}(p + y), \qquad c' = y - (p' - p)
 
-    A bfloat16 parameter takes no update smaller than 1/512 of it. What it does not take is kept in
-    c, in its dtype, and added to the next update. After any number of steps p + c is the sum of all
-    updates up to a relative 2^-16 for bfloat16 (2^-22 for float16) of the largest p for each step,
-    and p is that sum rounded once. `inner` computes in float32.
+    An update smaller than 1/512 of a bfloat16 parameter does not change it. The rounding error is
+    kept in c, in the dtype of the parameter, and added to the next update. After any number of
+    steps p + c is the sum of all updates, up to an error per step of 2^-16 for bfloat16 (2^-22 for
+    float16) relative to the largest p, and p is that sum rounded once. `inner` computes in float32.
 
-    The derivative is that of p + u, as if nothing was rounded. It has to be the last of a chain: c
-    belongs to the updates that are added to the parameters unchanged.
+    The derivative is that of p + u without rounding. Use it as the last member of a chain, because
+    c belongs to the updates that are added to the parameters.
 
     Args:
         inner: The optimizer.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step counts: one 0-dim int64 tensor for each leaf, shared as long as the leaves step together."""
+"""Step counts: a 0-dim int64 tensor per leaf; leaves that step together share one tensor."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def zero_counts(params: list[Tensor]) -> list[Tensor]:
-    """Return a zero count for each leaf, one tensor object for each device."""
+    """Return a zero count for each leaf; leaves on one device share a tensor."""
     return same_counts(params, 0)
 
 
 def same_counts(leaves: Sequence[Any], value: int) -> list[Any]:
-    """Return the count `value` for each leaf, one tensor object for each device; None for None."""
+    """Return the count `value` for each leaf, shared on each device; None for None."""
     shared: dict[torch.device, Tensor] = {}
     return [
         None
@@ -31,9 +31,9 @@ def same_counts(leaves: Sequence[Any], value: int) -> list[Any]:
 
 
 def increment(counts: list[Tensor]) -> list[Tensor]:
-    """Return each count plus one, with one addition for each distinct tensor.
+    """Return each count plus one, with one addition per distinct tensor.
 
-    Leaves that missed a gradient hold an older tensor and stay behind.
+    Leaves that had no gradient in a step hold another, older tensor.
     """
     following: dict[int, Tensor] = {}
     out = []
@@ -46,10 +46,10 @@ def increment(counts: list[Tensor]) -> list[Tensor]:
 
 
 def for_each_distinct(function: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
-    """Return `function(*row)` for each row of the columns, computed once for the same objects.
+    """Return `function(*row)` for each row of the columns, computed once per distinct row.
 
-    Leaves that step together share their count, so what depends only on it is computed once for
-    all of them and not once for each.
+    Rows are compared by identity. Leaves that step together share their count, so values that
+    depend only on the count are computed once for all of them.
     """
     known: dict[tuple[int, ...], T] = {}
     out = []

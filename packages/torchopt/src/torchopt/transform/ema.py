@@ -57,7 +57,21 @@ def ema() -> None:
     .. math::
         e' = d e + (1 - d) g, \qquad u = e' / (1 - d^k)
 
+    with k the number of updates of a leaf, this one included.
+
     Args:
         decay: d, in [0, 1).
-        debias: Divide by 1 - d^k, k the number of updates.
+        debias: Divide by 1 - d^k; otherwise u = e'.
+
+    References:
+        D. P. Kingma, J. Ba, Adam: A Method for Stochastic Optimization, 2015,
+        https://arxiv.org/abs/1412.6980, section 3 (the correction of the bias).
+
+    Example:
+        >>> import torch
+        >>> average = ema(0.5)
+        >>> g = torch.tensor([1.0])
+        >>> u, state = average.update(g, average.init(g))
+        >>> u, average.update(4 * g, state)[0]
+        (tensor([1.]), tensor([3.]))
     """

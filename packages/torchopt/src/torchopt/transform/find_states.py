@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find a state inside the states of chains, masks and partitions."""
+"""Find a state inside those of chains, masks and partitions."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def map_states(state: Any, kind: type, change: Callable[[Any], Any]) -> tuple[An
 
 
 def places(values: Sequence[Any], tree: Any, where: Any, what: str) -> list[int]:
-    """Return the leaf of `tree` that each of `values`, a role of a state, belongs to.
+    """Return for each of `values`, a field of a state, the index of its leaf in `tree`.
 
-    A mask and a partition hand a part of the leaves to the transformation inside, in their order;
-    its state does not say which.
+    Masks and partitions pass only some of the leaves to the transformation inside, in their order.
+    The state of that transformation does not say which.
 
     Args:
-        values: One value for each leaf that the state is for.
+        values: One value for each leaf of the state.
         tree: Tree of tensors, None among the leaves.
-        where: Tree of bools, a prefix of `tree`, or a function that returns one: the leaves that
-            the state is for. None: all, or what the shapes leave open in one way only.
-        what: The call, which messages start with.
+        where: The leaves of the state: a tree of bools that is a prefix of `tree`, or a function
+            that returns one. None: all leaves, or those that the shapes determine.
+        what: The call, with which messages start.
 
     Raises:
-        ValueError: There is none, or more than one, way to place them.
+        ValueError: The shapes fit no choice of leaves, or more than one.
     """
     leaves = tree_flatten(tree, none_is_leaf=True)[0]
     if where is not None:
@@ -60,7 +60,7 @@ def places(values: Sequence[Any], tree: Any, where: Any, what: str) -> list[int]
     if len(values) == len(leaves):
         return list(range(len(leaves)))
     first = _placed(values, leaves, range(len(leaves)))
-    # Placed as early and as late as possible: the same only where there is one way.
+    # The choice is unique if placing as early and as late as possible gives the same leaves.
     last = _placed(values[::-1], leaves[::-1], range(len(leaves) - 1, -1, -1))
     if first is None or last is None or first != last[::-1]:
         ways = "no way" if first is None else "more than one way"
@@ -75,7 +75,7 @@ def places(values: Sequence[Any], tree: Any, where: Any, what: str) -> list[int]
 def _placed(
     values: Sequence[Any], leaves: Sequence[Any], indices: Sequence[int]
 ) -> list[int] | None:
-    """Return the first leaf after the one before that has the shape of each value."""
+    """Return for each value the next leaf of its shape after that of the previous value."""
     remaining = iter(zip(indices, leaves))
     out = []
     for value in values:

@@ -16,18 +16,18 @@ __all__ = ["freeze"]
 
 @dataclass(frozen=True)
 class Freeze(Driver):
-    """Takes the updates away where the mask is true."""
+    """Removes the updates where the mask is true."""
 
     mask: Any
     needs_tree: ClassVar[bool] = True
 
     def init(self, params: Any) -> EmptyState:
-        """Return the empty state, after a look at the mask."""
+        """Check the mask and return the empty state."""
         mask_leaves(self.mask, params, "freeze(mask)")
         return EmptyState()
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Put None in place of the updates of frozen parameters."""
+        """Replace the updates of frozen parameters by None."""
         leaves, spec = tree_flatten(updates if params is None else params, none_is_leaf=True)
         frozen = mask_leaves(self.mask, tree_unflatten(spec, leaves), "freeze(mask)")
         values = flatten_up_to(spec, updates, "updates")
@@ -36,13 +36,13 @@ class Freeze(Driver):
 
 
 def freeze(mask: Any | Callable[[Any], Any] = True) -> GradientTransformation:
-    """Return the transformation that takes updates away where `mask` is true.
+    """Return the transformation that removes the updates of parameters where `mask` is true.
 
-    First in a chain, it keeps the state of frozen parameters untouched too.
+    As the first member of a chain, it also leaves the states of frozen parameters unchanged.
 
     Args:
-        mask: A prefix tree of bools, or a function that returns one for the parameters; see
-            `masked`.
+        mask: A tree of bools that is a prefix of the parameters, or a function that returns one;
+            see `masked`.
 
     Raises:
         ValueError: From `init` and `update`, when the mask is not a prefix of the parameters.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Members of a chain as one native call, where they match a kernel."""
+"""Run members of a chain as one native call if they match a kernel."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ __all__ = ["BACKENDS", "Backend", "Part"]
 Backend = Literal["auto", "native", "reference"]
 BACKENDS = ("auto", "native", "reference")
 
-# Why there are no kernels at all, None where there are.
+# Why there are no kernels at all; None if there are kernels.
 MISSING = why_missing(_C)
 
-# Up to so many tensors, torch's own multiplications take less time than one native node when plain
-# SGD is differentiated: 21 us instead of 35 for one tensor, as much as it for six.
+# Up to this number of tensors, torch's own multiplications are faster than one native node when
+# plain SGD is differentiated: 21 us instead of 35 for one tensor, equal for six.
 FEW = 4
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some members of a chain on lists, which are one native call where that is possible.
+    """Members of a chain on lists that can be one native call.
 
     Attributes:
-        plan: How they are one kernel.
-        backend: "native": always, or an error. "auto": native for plain tensors that have kernels,
-            where that is faster. "reference": never.
+        plan: The kernel for them.
+        backend: "native": a native call, or an error. "auto": a native call for plain tensors if
+            there is a kernel and it is faster. "reference": no native call.
     """
 
     plan: Plan
@@ -57,16 +57,16 @@ class Part:
         *,
         inplace: bool,
     ) -> tuple[list[Any], tuple[Any, ...]] | None:
-        """Return the updates and the next states; None, with nothing done, for the members' turn.
+        """Return the updates and the next states, or None, with nothing done, to run the members.
 
         Args:
-            leaves: The gradients, None where there is none.
+            leaves: The gradients, with None for missing ones.
             members: The state of each member.
             params: Returns the parameters.
             inplace: Overwrite the states.
 
         Raises:
-            KernelUnavailableError: "native", and there is no kernel for these tensors.
+            KernelUnavailableError: `backend` is "native" and there is no kernel for the tensors.
         """
         plan = self.plan
         if self.backend == "reference" or is_traced():
@@ -81,7 +81,7 @@ class Part:
             return None
         roles = self.roles_of(members, len(leaves))
         if roles is None or not leaves or (plan.reads_params and params is None):
-            return None  # the members' turn, which say what is missing
+            return None  # the members raise the error that says what is missing
         read = params() if plan.reads_params and params is not None else None
         found: Any = None
         if not is_transforming() and self.in_step(members):
@@ -104,9 +104,9 @@ class Part:
         params: list[Any] | None,
         inplace: bool,
     ) -> tuple[list[Any], tuple[Any, ...]] | None:
-        """Return what `update` does for states and parameters of half types, widened for the call.
+        """Return the result of `update` with states and parameters of half types widened.
 
-        `torchopt.transform.compensated` hands over such gradients.
+        This happens for the float32 gradients of `torchopt.transform.compensated`.
         """
         wide = self._replaced(members, [list(map(widened, role)) for role in old])
         read = None if params is None else lambda: list(map(widened, params))
@@ -119,7 +119,7 @@ class Part:
         return found[0], self._replaced(found[1], moved)
 
     def _is_brief(self, leaves: list[Any]) -> bool:
-        """Return whether a graph is recorded, of too few tensors to be worth a native node."""
+        """Return whether a graph is recorded for so few tensors that a native node is slower."""
         return (
             len(leaves) <= FEW
             and torch.is_grad_enabled()
@@ -127,13 +127,13 @@ class Part:
         )
 
     def roles_of(self, members: tuple[Any, ...], size: int) -> list[list[Any]] | None:
-        """Return the states of the kernel; None where they do not have the form of the plan."""
+        """Return the states of the kernel, or None if they do not have the form of the plan."""
         if len(members) != self.plan.size:
             return None
         try:
             roles, counts = self._roles(members), self._count_lists(members)
         except AttributeError:
-            return None  # the state of something else; the members raise
+            return None  # the state of another transformation; the members raise
         fits = all(isinstance(role, list) and len(role) == size for role in (*roles, *counts))
         return roles if fits else None
 
@@ -145,15 +145,16 @@ class Part:
         return all(map(_are_equal, self._count_lists(members)))
 
     def _count_lists(self, members: tuple[Any, ...]) -> list[list[Any]]:
-        """Return what has to be the same for leaves that are served by one call."""
+        """Return the fields that must be equal for leaves in one call."""
         lists = [members[i].count for i in self.plan.counted]
         return lists + [getattr(members[i], name) for i, _, name in self.plan.shared]
 
     def _hypers(
         self, members: tuple[Any, ...], leaf: int = 0
     ) -> tuple[float, ...] | dict[str, Any]:
-        """Return the hyper-parameters in the order of the kernel; by name where one is watched or
-        has no value, as on the meta device.
+        """Return the hyper-parameters in the order of the kernel.
+
+        They are returned by name if one is watched or has no value, as on the meta device.
         """
         if self.plan.numbers is not None:
             return self.plan.numbers
@@ -178,15 +179,16 @@ class Part:
         into: StepCache | None = None,
         launch: bool = True,
     ) -> tuple[list[Any], tuple[Any, ...]] | Exception | None:
-        """Return what `update` does for leaves that take the same step, or why there is no call.
+        """Return the result of `update` for leaves that have taken equally many steps.
 
-        None where a hyper-parameter is watched: leaves may have equal ones that are not the same.
+        An exception says why there is no native call. None means that a hyper-parameter is watched:
+        equal values of different leaves may then have different derivatives.
 
         Args:
             leaves: The gradients.
             members: The state of each member, with `in_step`.
             roles: The states of the kernel.
-            params: The parameters, where they are read or written.
+            params: The parameters if they are read or written, else None.
             inplace: Overwrite the states.
             into: See `torchopt.kernels.native.attempt`.
             launch: See `torchopt.kernels.native.attempt`.
@@ -220,7 +222,7 @@ class Part:
         params: list[Any] | None,
         inplace: bool,
     ) -> tuple[list[Any], tuple[Any, ...]] | Exception | None:
-        """Return what `update` does with a call for all leaves that took as many steps."""
+        """Return the result of `update` with one call per number of steps."""
         present = [i for i, row in enumerate(zip(leaves, *old)) if not _has_gaps(row)]
         groups: dict[tuple[int, ...], list[int]] = {}
         lists = self._count_lists(members)
@@ -241,7 +243,7 @@ class Part:
                 1 if step is None else [changes[step]["count"][i] for i in group],
                 self._hypers(members, group[0]),
                 maximize=self.plan.maximize,
-                # Several calls write only after all of them were done.
+                # Several calls write only after all of them have succeeded.
                 inplace=inplace and len(groups) == 1,
                 plain=self.backend == "auto",
             )
@@ -261,7 +263,7 @@ class Part:
         roles: Sequence[list[Any]],
         changes: dict[int, dict[str, Any]] | None = None,
     ) -> tuple[Any, ...]:
-        """Return the states with other roles, and with other fields that `changes` has."""
+        """Return the states with new roles, and with the fields in `changes`."""
         changes = {} if changes is None else changes
         for (i, field), role in zip(self.plan.states, roles):
             changes.setdefault(i, {})[field] = role
@@ -273,7 +275,7 @@ class Part:
     def _following(
         self, members: tuple[Any, ...], present: Sequence[int], *, together: bool
     ) -> dict[int, dict[str, Any]]:
-        """Return the fields with counts after one step more: member -> field -> value."""
+        """Return the fields with counts after the step: member -> field -> value."""
         changes: dict[int, dict[str, Any]] = {}
         for i in self.plan.counted:
             counts = members[i].count
@@ -305,13 +307,13 @@ def _has_no_number(x: Tensor) -> bool:
 
 
 def _successor(count: Tensor) -> Tensor:
-    """Return the count plus one, a new tensor."""
+    """Return the count plus one, as a new tensor."""
     made = _C.successor(count)
     return count + 1 if made is None else made
 
 
 def _are_equal(counts: list[Any]) -> bool:
-    """Return whether all leaves are there and took the same number of steps, on one device."""
+    """Return whether no count is missing and all are equal and on one device."""
     if _C.are_one(counts):
         return not counts or counts[0] is not None
     if any(c is None for c in counts) or is_transforming():  # a batch has no truth value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step matrices in a subspace of their gradients, with states of that size."""
+"""Step matrices in a low-dimensional subspace of their gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["GaloreState", "galore"]
 
 
 class GaloreState(NamedTuple):
-    """`steps`; `bases`: the subspace of each matrix, None for other leaves; `inner_state`."""
+    """`steps`: number of steps; `bases`: basis of each matrix, None for others; `inner_state`."""
 
     steps: int
     bases: Any
@@ -29,7 +29,7 @@ class GaloreState(NamedTuple):
 
 @dataclass(frozen=True)
 class Galore(Wrapper):
-    """Hands `inner` matrices in their subspaces, and turns its updates back."""
+    """Projects matrices into their subspaces for `inner`, and its updates back."""
 
     rank: int
     update_every: int
@@ -39,7 +39,7 @@ class Galore(Wrapper):
         return isinstance(x, Tensor) and x.ndim == 2 and min(x.shape) > self.rank
 
     def init(self, params: Any) -> GaloreState:
-        """Return the state of `inner` for matrices of the size of the subspaces."""
+        """Return the state of `inner` for projected matrices."""
         leaves, spec = tree_flatten(params, none_is_leaf=True)
 
         def start(value: Any) -> Any:
@@ -106,30 +106,31 @@ def galore(
     update_every: int = 200,
     scale: float | Tensor = 0.25,
 ) -> GradientTransformation:
-    r"""Return `inner` on matrices in the subspace of their first singular vectors.
+    r"""Return `inner` on matrices projected to the subspace of their first singular vectors.
 
     .. math::
         G = U S V^T, \quad Q = U_{:, :r}, \quad u = \alpha\, Q\, \mathrm{inner}(Q^T G)
 
-    for a matrix that is no taller than wide; for a tall one, Q has right singular vectors and acts
-    from the right. Q is kept for `update_every` steps, and what `inner` remembers then stays as it
-    is, as in the paper. Other tensors, and matrices with no more than r rows or columns, go to
-    `inner` as they are. `inner` sees Q^T p for a parameter p: weight decay in it decays that part
-    only. To decay all, put galore around the direction alone:
+    for a matrix with at most as many rows as columns. For others, Q holds right singular vectors
+    and acts from the right. Q is kept for `update_every` steps. When it changes, the state of
+    `inner` stays as it is, as in the paper. Other tensors, and matrices with at most r rows or
+    columns, are passed to `inner` unchanged. `inner` gets Q^T p for a parameter p, so that weight
+    decay in it decays only that part. To decay all of p, wrap the direction alone:
     `chain(galore(scale_by_adam(), rank=8), add_decayed_weights(0.1), scale(-1e-3))`.
 
-    The derivative is exact, through Q too, wherever the singular values of the gradient are
-    distinct; where two coincide (two zeros too, as in gradients of low rank) singular vectors have
-    no derivative, and NaN or infinity says so.
+    The derivative is exact, also through Q, wherever the singular values of the gradient are
+    distinct. Where two coincide (which includes two zeros, as in gradients of low rank), singular
+    vectors have no derivative, and the result is NaN or infinite.
 
     Args:
-        inner: Any optimizer whose state does not start from the parameters.
-        rank: r, >= 1.
-        update_every: Steps from one subspace to the next, >= 1.
+        inner: An optimizer whose initial state does not depend on the parameters.
+        rank: r, the dimension of the subspaces, >= 1.
+        update_every: Number of steps between changes of the subspace, >= 1.
         scale: alpha, >= 0; a tensor is differentiated.
 
     Raises:
-        ValueError: A value out of range; from `init`, an `inner` that keeps parameters.
+        ValueError: A value is out of range; from `init`, if the state of `inner` contains
+            parameters.
 
     References:
         J. Zhao et al., GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection, 2024,

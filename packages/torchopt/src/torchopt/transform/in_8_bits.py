@@ -20,8 +20,8 @@ __all__ = ["Quantized", "in_8_bits"]
 
 
 class Quantized(NamedTuple):
-    """A tensor: `codes`, uint8 of its shape; `scales`: the largest absolute value of each block, in
-    float32; `empty`: a tensor without elements, of its dtype.
+    """A quantized tensor: `codes`, uint8 of its shape; `scales`, the largest absolute value of each
+    block, in float32; `empty`, a tensor of its dtype without elements.
     """
 
     codes: Tensor
@@ -31,10 +31,10 @@ class Quantized(NamedTuple):
 
 @functools.cache
 def code_values() -> Tensor:
-    """Return the 256 values in [-1, 1] that codes stand for, in order.
+    """Return the 256 values in [-1, 1] of the codes, in increasing order.
 
-    From 10^-i to 10^(1-i) there are 2^(7-i) values for each sign, evenly spaced: the larger a
-    value, the more digits it has.
+    For each sign there are 2^(7-i) evenly spaced values from 10^-i to 10^(1-i), so that larger
+    values are more accurate.
     """
     positive = []
     for i in range(7):
@@ -51,7 +51,7 @@ def _blocks(x: Tensor, size: int) -> Tensor:
 
 
 def quantize(x: Tensor, block_size: int) -> Quantized:
-    """Return `x` with the nearest code for each element, relative to the largest of its block."""
+    """Return `x` with the nearest code for each element, relative to the scale of its block."""
     blocks = _blocks(x, block_size)
     scales = blocks.abs().amax(dim=1)
     unit = blocks / torch.where(scales > 0, scales, 1.0)[:, None]
@@ -62,7 +62,7 @@ def quantize(x: Tensor, block_size: int) -> Quantized:
 
 
 def dequantize(q: Quantized, block_size: int) -> Tensor:
-    """Return the tensor that `q` stands for."""
+    """Return the tensor whose codes are `q`."""
     values = code_values().to(q.codes.device)[q.codes.reshape(-1).long()]
     scaled = _blocks(values, block_size) * q.scales[:, None]
     return scaled.reshape(-1)[: q.codes.numel()].reshape(q.codes.shape).to(q.empty.dtype)
@@ -70,7 +70,7 @@ def dequantize(q: Quantized, block_size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class InEightBits(Wrapper):
-    """Makes the state of `inner` for each step, and codes of it after each."""
+    """Decodes the state of `inner` before each step, and encodes it afterwards."""
 
     block_size: int
     min_size: int
@@ -84,7 +84,7 @@ class InEightBits(Wrapper):
         return tree_map(code, state)
 
     def init(self, params: Any) -> Any:
-        """Return the state of `inner` in codes."""
+        """Return the encoded state of `inner`."""
         large = [x for x in tree_leaves(params) if isinstance(x, Tensor)]
         large = [x for x in large if x.numel() >= self.min_size]
         require_whole(large, "in_8_bits", "give whole tensors, or keep the states as they are")
@@ -112,24 +112,24 @@ class InEightBits(Wrapper):
 def in_8_bits(
     inner: GradientTransformation, block_size: int = 256, min_size: int = 4096
 ) -> GradientTransformation:
-    r"""Return `inner` with its states in one byte for each element, and 4 for each block.
+    r"""Return `inner` with its states in one byte per element, plus 4 bytes per block.
 
     Between steps, a state is kept as :math:`s_b\, c`, with s_b the largest absolute value of a
-    block and c one of 256 numbers in [-1, 1], the nearest: 64 of them for each sign between 0.1 and
-    1, half as many in each decade below, down to 1e-7. The error of an element x of a block is at
-    most 0.0071, 0.0043, 0.00085, 0.00017, ... s_b where \|x\| is at most 1, 0.1, 0.01, 0.001, ...
-    s_b. Elements below 2.7e-7 s_b can become zero, so that eps of an Adam matters.
+    block and c the nearest of 256 numbers in [-1, 1]. For each sign, 64 of them are between 0.1 and
+    1, and each decade below has half as many, down to 1e-7. The error of an element x is at most
+    0.0071 s_b, 0.0043 s_b, 0.00085 s_b, 0.00017 s_b, ... if \|x\| is at most s_b, 0.1 s_b,
+    0.01 s_b, 0.001 s_b, ... Elements below 2.7e-7 s_b can become zero, so the eps of Adam matters.
 
-    For steps in place: codes have no derivative, and a differentiated step is refused.
+    Codes have no derivative: use it for steps in place. A differentiated step raises.
 
     Args:
         inner: The optimizer.
-        block_size: Elements that share a scale, >= 1.
-        min_size: Smaller tensors stay as they are.
+        block_size: Number of elements that share a scale, >= 1.
+        min_size: Tensors with fewer elements are not quantized.
 
     Raises:
-        ValueError: `block_size` out of range.
-        TypeError: From `init`, for DTensors, whose blocks would end with their shards.
+        ValueError: `block_size` is out of range.
+        TypeError: From `init`, for DTensors, whose blocks would depend on their shards.
         NotDifferentiableError: From `update`, for gradients or states that are differentiated.
 
     References:

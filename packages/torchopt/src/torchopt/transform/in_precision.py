@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compute and keep states in another dtype than the parameters'."""
+"""Compute in another dtype than that of the parameters, and keep states in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["in_precision"]
 
 @dataclass(frozen=True)
 class InPrecision(Wrapper):
-    """Hands `inner` gradients and parameters in `dtype`."""
+    """Casts gradients and parameters to `dtype` for `inner`."""
 
     dtype: torch.dtype
 
@@ -51,7 +51,7 @@ def in_precision(
 ) -> GradientTransformation:
     """Return `inner` with its arithmetic and its states in `dtype`.
 
-    For bfloat16 parameters with float32 moments. Updates come in the dtype of the gradients.
+    Use it for bfloat16 parameters with float32 moments. Updates have the dtype of the gradients.
 
     Args:
         inner: The transformation.

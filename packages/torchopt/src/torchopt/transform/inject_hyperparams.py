@@ -46,7 +46,7 @@ def _tensors(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class InjectHyperparams(Driver):
-    """Makes the transformation again in each step, from the hyper-parameters in the state."""
+    """Makes the transformation anew in each step, from the hyper-parameters in the state."""
 
     make: Callable[..., GradientTransformation]
     injected: dict[str, Any]
@@ -60,7 +60,7 @@ class InjectHyperparams(Driver):
 
     @property
     def needs_tree(self) -> bool:
-        """Whether the transformation has to see trees, as masks do."""
+        """Whether the transformation needs trees, as masks do."""
         injected = {name: _tensors(value) for name, value in self.injected.items()}
         return needs_tree(self.make(**self.static, **self._hyperparams(injected, 0)))
 
@@ -84,21 +84,21 @@ class InjectHyperparams(Driver):
 def inject_hyperparams(
     make: Callable[..., GradientTransformation], *, static: Iterable[str] = ()
 ) -> Callable[..., GradientTransformation]:
-    """Return `make` with its numbers moved into the state, as tensors.
+    """Return `make` with its hyper-parameters moved into the state, as tensors.
 
-    There they can be read, replaced between steps, saved, batched by vmap, and learned: put a
-    tensor that requires a gradient in their place, and meta-gradients reach it.
+    In the state they can be read, replaced between steps, saved, batched by vmap, and learned: a
+    tensor that requires a gradient in their place gets a meta-gradient.
 
     Args:
-        make: Makes a transformation, such as `torchopt.adam`.
-        static: Names of arguments that stay as they are.
+        make: A function that returns a transformation, such as `torchopt.adam`.
+        static: The names of arguments that are not moved.
 
     Returns:
-        A function with the arguments of `make`. Of those that are given, numbers, tensors and
-        tuples of them go into `state.hyperparams` (numbers as 0-dim float64 tensors); functions of
-        one argument are taken for schedules and evaluated at the number of previous steps; bools,
-        strings, None, what `make` declares as `int`, such as a number of iterations, and what is
-        named in `static` stay arguments.
+        A function with the arguments of `make`. Of the arguments of a call, numbers, tensors and
+        tuples of them are moved to `state.hyperparams` (numbers as 0-dim float64 tensors).
+        Functions are schedules, evaluated at the number of previous steps. Bools, strings, None,
+        arguments that `make` declares as `int`, such as a number of iterations, and those named in
+        `static` are not moved.
 
     Raises:
         TypeError: `make` is not a function; from the function returned: an unknown argument.
@@ -133,9 +133,8 @@ def inject_hyperparams(
         rest = {n: v for n, v in values.items() if n not in numbers and n not in schedules}
         injecting = InjectHyperparams(make, numbers, schedules, rest)
         at_start = {n: schedule(0) for n, schedule in schedules.items()}
-        make(
-            **values | at_start
-        )  # reports hyper-parameters out of range, which tensors are not checked for
+        # Tensors are not checked: this call raises for numbers that are out of range.
+        make(**values | at_start)
         return GradientTransformation(injecting.init, injecting.update)
 
     return injected

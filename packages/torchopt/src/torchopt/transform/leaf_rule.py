@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules on lists of tensors, and how one is run on a list.
+"""Rules on lists of tensors, and how they are run.
 
-A rule never sees a missing gradient, a half type or the in-place switch: the leaves without a
-gradient are left out, the rule runs, and everything is put back.
+The code here handles missing gradients, half types and steps in place, so that rules need not:
+leaves without a gradient are left out, the rule runs on the others, and the results are put back.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ __all__ = ["LeafRule", "as_of_now", "init_leaves", "overwrite", "put", "update_l
 class LeafRule(Described):
     """One transformation rule, written for lists of tensors.
 
-    Hyper-parameters are its fields, declared with `at_least_zero`, `fraction`, `number` and others
-    of `transform.validate`, which check them. One that is a tensor is read in each step: an outer
-    optimizer may have changed it since the last one.
+    Its fields are the hyper-parameters, declared with `at_least_zero`, `fraction`, `number` and
+    other functions of `transform.validate`, which check them. Hyper-parameters that are tensors are
+    read in each step, because an outer optimizer may have changed them.
 
     Attributes:
-        leaf_fields: Fields of the state that hold one tensor, or number, for each leaf. Other
+        leaf_fields: The fields of the state that hold one tensor or number for each leaf. Other
             fields are shared by all leaves.
-        later_fields: Those of `leaf_fields` that states of the published package do not have; None
-            in such a state, which `complete` fills.
-        overwritten_fields: Those whose tensors an in-place step writes into.
+        later_fields: Those of `leaf_fields` that states of the published package do not have. They
+            are None in such a state, and `complete` fills them.
+        overwritten_fields: The fields whose tensors an in-place step writes into.
         compressed: Whether the tensors of `overwritten_fields` have other shapes than the leaves.
         reads_params: Whether `update_leaves` reads `params`.
-        complex_numbers: What the driver makes of complex tensors: `"pairs"` of real numbers in a
-            last dimension, `"whole"` tensors as they are, or `"refused"` by name.
-        keeps_sparse: Whether `update_leaves` takes sparse gradients. To other rules the driver
-            gives the dense tensors that they stand for.
+        complex_numbers: How the rule gets complex tensors: as `"pairs"` of real numbers in a last
+            dimension, as `"whole"` tensors, or `"refused"`, with an error.
+        keeps_sparse: Whether `update_leaves` accepts sparse gradients. Other rules get them as
+            dense tensors.
         widens: Whether half types are computed in float32.
-        takes_directions: Whether a kernel pays for what comes before this rule alone.
+        takes_directions: Whether a kernel is worthwhile for the rules before this one alone.
         checks: Pairs (hyper-parameter, check).
     """
 
@@ -88,7 +88,7 @@ class LeafRule(Described):
         return EmptyState()
 
     def hyper_parameters(self) -> dict[str, Any]:
-        """Return the options of this rule, by the names that the optimizers have for them."""
+        """Return the options of this rule by the names that optimizers give them."""
         return options(self)
 
     def complete(self, state: Any) -> Any:
@@ -108,11 +108,11 @@ class LeafRule(Described):
             check(getattr(self, name))
 
     def join(self, plan: Plan) -> Plan | None:
-        """Return the kernel that does what `plan` does and then this rule; None where none does."""
+        """Return the kernel for `plan` followed by this rule, or None if there is none."""
         return None
 
     def moved(self, g: Tensor, p: Any) -> Tensor:
-        """Return the update of one tensor: all of a rule without a state."""
+        """Return the update of one tensor. A rule without a state may define only this."""
         raise NotImplementedError
 
     def update_leaves(
@@ -124,15 +124,15 @@ class LeafRule(Described):
             grads: One gradient for each leaf. Must not be written to.
             state: The state, with a list in each of `leaf_fields`.
             params: The parameters when `reads_params`, else an empty list.
-            inplace: The caller overwrites the old state with the new one, so a rule may write into
-                it.
+            inplace: Whether the caller overwrites the old state with the new one, so that the rule
+                may write into the old one.
         """
         read = params if self.reads_params else [None] * len(grads)
         return [self.moved(*pair) for pair in zip(grads, read)], state
 
 
 def declared_in(cls: type) -> dict[str, Mapping[str, Any]]:
-    """Return what the class of a rule says of the hyper-parameters that it adds, by name."""
+    """Return the metadata of the hyper-parameters that a class of rules adds, by name."""
     fields = {k: v for k, v in vars(cls).items() if isinstance(v, dataclasses.Field)}
     return {name: field.metadata for name, field in fields.items() if "check" in field.metadata}
 
@@ -150,7 +150,7 @@ def _has_fractions(x: Tensor) -> bool:
 
 
 def init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
-    """Return the state of `rule` for a list of parameters, None where there is none."""
+    """Return the state of `rule` for a list of parameters, with None for missing ones."""
     present = [i for i, p in enumerate(leaves) if p is not None]
     if rule.leaf_fields:
         require_tensors(leaves, present, "init(params): a parameter")
@@ -166,7 +166,7 @@ def init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
 
 
 def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) -> None:
-    """Raise LeafTypeError where a leaf is not a tensor."""
+    """Raise LeafTypeError if a leaf is not a tensor."""
     for i in present:
         if not isinstance(leaves[i], Tensor):
             kind = type(leaves[i]).__name__
@@ -180,9 +180,9 @@ def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) ->
 
 
 def _of_this_step(rule: LeafRule) -> LeafRule:
-    """Return `rule` with its tensors as they are now, 0-dim where they hold one number.
+    """Return `rule` with copies of its tensors, 0-dim if they have one element.
 
-    They may be written to before the derivative of the step is taken.
+    The originals may be written to before the step is differentiated.
     """
     if torch.compiler.is_compiling() or not rule.fields_with_tensors:
         return rule  # the compiler orders the writes itself
@@ -221,7 +221,7 @@ def _apply(
     *,
     inplace: bool,
 ) -> tuple[list[Tensor], Any]:
-    """Return `rule.update_leaves(...)`; where tensors do not fit, say which."""
+    """Return `rule.update_leaves(...)`; name the leaf if tensors do not match."""
     if rule.reads_params:
         wrong = first_of_another_shape(params, grads)
         if wrong is not None:
@@ -287,7 +287,7 @@ def _compute(
     *,
     inplace: bool,
 ) -> tuple[list[Tensor], Any]:
-    """Return `_apply(...)` in numbers that the rule sees: real ones, in float32 at least.
+    """Return `_apply(...)` in the precision of rules: real numbers in at least float32.
 
     Updates are rounded to the dtype of their gradient and states to the dtype that they had.
     """
@@ -326,7 +326,7 @@ def update_leaves(
     *,
     inplace: bool,
 ) -> tuple[list[Any], Any]:
-    """Return the updates and the next state for lists of leaves, None where there is none."""
+    """Return the updates and the next state for lists of leaves, with None for missing ones."""
     if rule.reads_params and params is None:
         raise AssertionError(rule.params_message)
     if any(getattr(state, f, state) is None for f in rule.later_fields):

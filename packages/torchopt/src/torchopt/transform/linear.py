@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules that all optimizers share: sign, weight decay, step size."""
+"""The rules that all optimizers share: sign, weight decay and step size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["AddDecayedWeights", "FlipSignAndAddWeightDecay", "Scale", "plus"]
 
 
 def plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
-    """Return x + factor y: one operation where the factor is a number."""
+    """Return x + factor y, in one operation if the factor is a number."""
     if isinstance(factor, Tensor):
         return x + y * factor.to(x)
     return x.add(y, alpha=factor)
@@ -77,7 +77,7 @@ class Scale(LeafRule):
     keeps_sparse: ClassVar[bool] = True
 
     def hyper_parameters(self) -> dict[str, Any]:
-        """Return the step size, or that the optimizer goes up."""
+        """Return the step size, or `maximize` for a sign change."""
         return {"lr": self.step_size} if self.sign == -1 else {"maximize": True}
 
     def join(self, plan: Plan) -> Plan | None:

@@ -37,7 +37,7 @@ class Lookahead(Wrapper):
         return LookaheadState(steps=0, slow=slow, inner_state=self.inner.init(params))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Step `inner`; after every `every` steps go back towards the slow weights."""
+        """Step `inner`; after every `every` steps, return to the new slow weights."""
         if params is None:
             raise AssertionError(
                 "Parameters are required for lookahead. "
@@ -61,7 +61,7 @@ class Lookahead(Wrapper):
             return ahead.to(slow.dtype)  # a number of a wider dtype would widen 0-dim weights
 
         slow = tree_map(moved, state.slow, params, fast, none_is_leaf=True)
-        # The new parameters share no memory with the slow weights: they may be written to.
+        # The new parameters must not share memory with the slow weights, as they may be written to.
         synced = tree_map(
             lambda s, p: s - p if is_smooth(p) else None, slow, params, none_is_leaf=True
         )
@@ -71,23 +71,34 @@ class Lookahead(Wrapper):
 def lookahead(
     inner: GradientTransformation, every: int = 5, alpha: float | Tensor = 0.5
 ) -> GradientTransformation:
-    r"""Return the transformation of lookahead: k steps forward, one step back.
+    r"""Return lookahead around `inner`: k fast steps, then one step of the slow weights.
 
     After every k-th step :math:`\phi' = \phi + \alpha (\theta - \phi)` and
     :math:`\theta' = \phi'`, with the slow weights phi and the fast weights theta.
 
     Args:
-        inner: The transformation that makes the fast steps.
-        every: k, >= 1.
-        alpha: In [0, 1]; a tensor is differentiated.
+        inner: The transformation of the fast steps.
+        every: k, the number of fast steps, >= 1.
+        alpha: Step size of the slow weights, in [0, 1]; a tensor is differentiated.
 
     Raises:
-        ValueError: `every` or `alpha` out of range.
+        ValueError: `every` or `alpha` is out of range.
         AssertionError: From `update`, when it is called without `params`.
 
     References:
         M. R. Zhang, J. Lucas, G. Hinton, J. Ba, Lookahead Optimizer: k steps forward, 1 step back,
         2019, https://arxiv.org/abs/1907.08610, Algorithm 1.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = lookahead(torchopt.sgd(1.0), every=2, alpha=0.5)
+        >>> p = torch.tensor([0.0])
+        >>> state = optimizer.init(p)
+        >>> for _ in range(2):
+        ...     u, state = optimizer.update(torch.tensor([1.0]), state, params=p, inplace=False)
+        ...     p = p + u
+        >>> p  # half of the way to -2
+        tensor([-1.])
     """
     if every < 1:
         raise ValueError(f"lookahead: expected every >= 1, got {every}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Apply a transformation to some leaves only."""
+"""Apply a transformation to some of the leaves."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class MaskedState(NamedTuple):
 
 
 class MaskedNode(NamedTuple):
-    """Stands for a leaf that is left out: a tree node without children."""
+    """Replaces a leaf that is left out. It is a tree node without children."""
 
 
 def mask_leaves(mask: Any, tree: Any, what: str) -> list[bool]:
-    """Return the value of a mask, or of a function that makes one, for each leaf of `tree`.
+    """Return the value of a mask, or of a function that returns one, for each leaf of `tree`.
 
     Raises:
         ValueError: The mask is not a prefix of the tree; the message starts with `what`.
@@ -46,7 +46,7 @@ def mask_leaves(mask: Any, tree: Any, what: str) -> list[bool]:
 
 @dataclass(frozen=True)
 class Masked(Driver):
-    """Applies `inner` where the mask is true. Needs the tree, which masks refer to."""
+    """Applies `inner` where the mask is true. It needs the tree, to which masks refer."""
 
     inner: GradientTransformation
     mask: Any
@@ -60,11 +60,11 @@ class Masked(Driver):
         return tree_unflatten(spec, visible), leaves, kept, spec
 
     def init(self, params: Any) -> MaskedState:
-        """Return the state for the parameters that the mask keeps."""
+        """Return the state of `inner` for the parameters where the mask is true."""
         return MaskedState(inner_state=self.inner.init(self._hide(params)[0]))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Transform the updates that the mask keeps and pass the others through."""
+        """Transform the updates where the mask is true; return the others unchanged."""
         visible, leaves, kept, spec = self._hide(updates if params is None else params)
         visible_params = None if params is None else visible
         leaves = flatten_up_to(spec, updates, "updates")
@@ -86,13 +86,13 @@ def masked(
 ) -> GradientTransformation:
     """Return the transformation that applies `inner` to the leaves where `mask` is true.
 
-    The other leaves pass through unchanged and have no state.
+    Other leaves are returned unchanged and have no state.
 
     Args:
         inner: A transformation for trees.
-        mask: A tree of bools that is a prefix of the tree of parameters (one bool decides for
-            everything below it), or a function that returns such a tree for the parameters (for the
-            updates where `update` is called without `params`). None applies `inner` everywhere.
+        mask: A tree of bools that is a prefix of the tree of parameters (one bool applies to all
+            leaves below it), or a function that returns such a tree for the parameters (for the
+            updates if `update` is called without `params`). None applies `inner` to all leaves.
 
     Raises:
         ValueError: From `init` and `update`, when the mask is not a prefix of the parameters.

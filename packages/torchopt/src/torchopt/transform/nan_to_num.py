@@ -22,10 +22,10 @@ class NanToNum(LeafRule):
     nan: float | Tensor = 0.0
     posinf: float | Tensor | None = None
     neginf: float | Tensor | None = None
-    widens: ClassVar[bool] = False  # the largest number of the dtype depends on it
+    widens: ClassVar[bool] = False  # the largest number depends on the dtype
 
     def moved(self, g: Tensor, p: Any) -> Tensor:
-        """Return the update with numbers in place of NaN and infinities."""
+        """Return the update with NaN and infinities replaced."""
         nan, posinf, neginf = (
             None if isinstance(value, Tensor) else value
             for value in (self.nan, self.posinf, self.neginf)
@@ -45,9 +45,9 @@ def nan_to_num() -> None:
     """Return the transformation that replaces NaN and infinities in updates.
 
     Args:
-        nan: What replaces NaN; a number, or a 0-dim tensor, which is differentiated.
-        posinf: What replaces +inf; None stands for the largest number of the dtype.
-        neginf: What replaces -inf; None stands for the smallest number of the dtype.
+        nan: The value for NaN: a number, or a 0-dim tensor, which is differentiated.
+        posinf: The value for +inf; None for the largest number of the dtype.
+        neginf: The value for -inf; None for the smallest number of the dtype.
 
     Example:
         >>> import torch

@@ -15,14 +15,14 @@ __all__ = ["Scaled", "power_of_two", "scaled"]
 
 
 class Scaled(NamedTuple):
-    """A tensor as `size` * `unit`, where the largest part of `unit` lies in [1, 2).
+    """A tensor as `size` * `unit`, with the largest element of `unit` in [1, 2).
 
     Attributes:
-        size: A power of two, so that nothing is rounded; a constant for differentiation. 1 where
-            the tensor is zero or not finite.
+        size: A power of two, so that the division is exact; a constant for differentiation. It is 1
+            if the tensor is zero or not finite.
         unit: The tensor divided by `size`.
-        norm: The Euclidean norm of `unit`; that of the tensor is `size * norm`. Its derivative is
-            zero where it is zero.
+        norm: The Euclidean norm of `unit`; that of the tensor is `size * norm`. Where it is zero,
+            its derivative is zero.
     """
 
     size: Tensor
@@ -31,21 +31,22 @@ class Scaled(NamedTuple):
 
 
 def power_of_two(top: Tensor) -> Tensor:
-    """Return the power of two in (top / 2, top]; 1 where it is zero or not finite."""
+    """Return the power of two in (top / 2, top]; 1 if `top` is zero or not finite."""
     usable = (top > 0) & torch.isfinite(top)
     return torch.where(usable, torch.exp2(torch.log2(top).floor()), 1.0)
 
 
 def scaled(x: Tensor, dim: Any = None) -> Scaled:
-    """Return `x` with its size taken out, for norms over `dim`.
+    """Return `x` with a power of two factored out, for norms over `dim`.
 
-    The squares of float32 numbers leave its range at 1e19 and 1e-23: a norm from them is infinite
-    or zero, and what is divided by it is lost. The derivative of `size * f(x / size)` is right
-    with a constant `size`, because the value does not depend on it.
+    The squares of float32 numbers above 1e19 or below 1e-23 leave the range of float32: a norm
+    computed from them is infinite or zero. The derivative of `size * f(x / size)` is right with a
+    constant `size`, because the value does not depend on it.
 
     Args:
-        x: Real or complex.
-        dim: Dimensions to take the norm over, which stay with size 1; None for all, which go.
+        x: A real or complex tensor.
+        dim: The dimensions of the norm, which are kept with size 1; None for all, which are not
+            kept.
 
     Returns:
         `size` and `norm` have the shape of the norm.

@@ -43,7 +43,7 @@ class Orthogonalize(LeafRule):
         return in_stacks(self._iterated, grads, *numbers, kernel=kernel), state
 
     def _kernel(self, grads: list[Tensor]) -> Sequence[Tensor | None] | None:
-        """Return the values of `_iterated`; None for tensors that the native call does not take."""
+        """Return the values of `_iterated`; None for tensors that the kernel does not support."""
         if grads and grads[0].device.type != "cpu":
             return None
         scales = [self._scale(*g.shape) for g in grads]
@@ -78,16 +78,16 @@ def orthogonalize() -> None:
         X_0 = g / \max(|g|, \epsilon), \quad
         X_{i+1} = a X_i + b (X_i X_i^T) X_i + c (X_i X_i^T)^2 X_i
 
-    With g = U S V^T the result is U p(...p(S / |g|)) V^T, p(s) = a s + b s^3 + c s^5, times
-    sqrt(max(1, rows / columns)), or 0.2 sqrt(max(rows, columns)) with `match_rms`, which gives it
-    the size of Adam's steps. Computed in the dtype of the gradient. Of complex matrices, the
-    transpose is conjugated too.
+    With g = U S V^T the result is U p(...p(S / |g|)) V^T, p(s) = a s + b s^3 + c s^5. It is
+    multiplied by sqrt(max(1, rows / columns)), or with `match_rms` by 0.2 sqrt(max(rows, columns)),
+    which gives it the size of Adam's steps. The dtype is that of the gradient. For complex matrices
+    the transpose is the conjugate transpose.
 
     Args:
-        steps: Number of iterations.
+        steps: Number of iterations, >= 0.
         coefficients: a, b, c.
-        eps: Smallest divisor.
-        match_rms: Which of the two scales.
+        eps: Lower bound of the divisor, >= 0.
+        match_rms: Use the second factor.
 
     Raises:
         ValueError: Negative `steps` or `eps`; from `update`, for a tensor that is not a matrix.
@@ -96,5 +96,13 @@ def orthogonalize() -> None:
         K. Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024,
         https://kellerjordan.github.io/posts/muon
 
-        J. Liu et al., Muon is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982
+        J. Liu et al., Muon is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982,
+        equation 4 (`match_rms`).
+
+    Example:
+        >>> import torch
+        >>> iteration = orthogonalize(steps=12, coefficients=(1.5, -0.5, 0.0))  # the classic one
+        >>> g = torch.diag(torch.tensor([3.0, 2.0]))
+        >>> torch.allclose(iteration.update(g, iteration.init(g))[0], torch.eye(2), atol=1e-4)
+        True
     """

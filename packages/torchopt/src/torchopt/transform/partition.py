@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Apply another transformation to each labelled part of the tree."""
+"""Apply a separate transformation to each labelled part of the tree."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Partition(Driver):
         )
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Transform each part and put the parts together."""
+        """Transform each part and merge the results."""
         leaves, spec = tree_flatten(updates if params is None else params, none_is_leaf=True)
         labels = self._leaf_labels(tree_unflatten(spec, leaves))
         values = flatten_up_to(spec, updates, "updates")
         merged = list(values)
         states = {}
-        # If a part is refused, the parts before it must not be written.
+        # If a later part raises, no state may have been written.
         inplace = inplace and len(self.transformations) == 1
         for label, inner in self.transformations.items():
             if label not in labels:
@@ -86,13 +86,13 @@ def partition(
     transformations: Mapping[Hashable, GradientTransformation],
     labels: Any | Callable[[Any], Any],
 ) -> GradientTransformation:
-    """Return the transformation that applies another transformation to each labelled part.
+    """Return the transformation that applies a separate transformation to each labelled part.
 
     Args:
         transformations: A transformation for each label.
-        labels: A tree of labels that is a prefix of the tree of parameters (one label counts for
-            everything below it), or a function that returns such a tree for the parameters (for
-            the updates where `update` is called without `params`).
+        labels: A tree of labels that is a prefix of the tree of parameters (one label applies to
+            all leaves below it), or a function that returns such a tree for the parameters (for the
+            updates if `update` is called without `params`).
 
     Raises:
         TypeError: A value of `transformations` is not a gradient transformation.

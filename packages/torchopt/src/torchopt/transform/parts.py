@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The members of a chain that form one native call."""
+"""Find the members of a chain that can be one native call."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["TreePart", "in_lists", "in_trees", "parts_of", "rule_of"]
 
 
 def rule_of(member: GradientTransformation) -> LeafRule | None:
-    """Return the rule that a transformation runs, None where it is something else."""
+    """Return the rule that a transformation runs, or None if it runs no rule."""
     rule = getattr(getattr(member.update, "__self__", None), "rule", None)
     return rule if isinstance(rule, LeafRule) else None
 
 
 def in_lists(rule: LeafRule, state: Any, spec: Any) -> Any:
-    """Return the state of a rule with a list in the place of each tree like `spec`."""
+    """Return the state of a rule with each tree of the structure `spec` as a list."""
     try:
         trees = {f: getattr(state, f) for f in rule.leaf_fields}
     except AttributeError:
@@ -35,17 +35,17 @@ def in_lists(rule: LeafRule, state: Any, spec: Any) -> Any:
 
 
 def in_trees(rule: LeafRule, state: Any, spec: Any) -> Any:
-    """Return the state of a rule with a tree like `spec` in the place of each list."""
+    """Return the state of a rule with each list as a tree of the structure `spec`."""
     trees = {f: tree_unflatten(spec, getattr(state, f)) for f in rule.leaf_fields}
     return state._replace(**trees) if trees else state
 
 
 @dataclass(frozen=True)
 class TreePart:
-    """A `Part` whose gradients and states are trees.
+    """A `Part` with trees of gradients and states.
 
     Attributes:
-        part: The same on lists.
+        part: The part on lists.
         rules: The rule of each member.
     """
 
@@ -55,7 +55,7 @@ class TreePart:
     def update(
         self, updates: Any, members: tuple[Any, ...], params: Any | None, *, inplace: bool
     ) -> tuple[Any, tuple[Any, ...]] | None:
-        """Return what `Part.update` does, for trees."""
+        """Return the result of `Part.update` for trees."""
         if self.part.backend == "reference" or is_traced():
             return None
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
@@ -78,9 +78,9 @@ class TreePart:
 def parts_of(
     members: Sequence[GradientTransformation], backend: Backend = "auto"
 ) -> tuple[tuple[int, int, TreePart | None], ...]:
-    """Return a chain in parts: (first member, member after the last, how they are one call).
+    """Return a chain in parts: (first member, member after the last, native call or None).
 
-    Only a part with a rule in it is worth one.
+    A native call is worthwhile only for parts that contain a rule.
     """
     rules = [rule_of(member) for member in members]
     parts: list[tuple[int, int, TreePart | None]] = []

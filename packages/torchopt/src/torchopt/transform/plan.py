@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a chain of rules becomes one kernel.
+"""Map a chain of rules to one kernel.
 
-A kernel is a rule between stages that all optimizers share. With gradient g and parameter p:
+A kernel is a rule with the stages that all optimizers share. With gradient g and parameter p:
 
-    g' = g (-g to maximize) + weight_decay p
+    g' = g (-g if maximize) + weight_decay p
     u, state' = rule(g', state)
     update = -lr (u + decoupled_weight_decay p)
 
@@ -36,14 +36,14 @@ class Plan:
     """A kernel for the first members of a chain.
 
     Attributes:
-        size: The number of members that it stands for.
-        rules: Pairs (member, rule): one rule, or one and momentum after it, or none for plain SGD.
+        size: The number of members that it covers.
+        rules: Pairs (member, rule): one rule, or a rule and momentum after it, or none for SGD.
         weight_decay: Coefficient of the penalty.
         decoupled_weight_decay: Coefficient of the decay after the rule.
-        lr: The step size; multiplied by the value of each of `schedules`.
+        lr: The step size, to be multiplied by the value of each of `schedules`.
         schedules: Pairs (member, function of the count).
-        maximize: Go up instead of down.
-        closed: Whether there is a step size, after which nothing joins.
+        maximize: Maximise the objective instead of minimising it.
+        closed: Whether there is a step size, after which no rule can join.
     """
 
     size: int = 0
@@ -92,12 +92,12 @@ class Plan:
         if self.size == 0 and number and sign * step_size == -1.0:
             return self._with(maximize=True)
         if self.closed or (sign == 1 and not number):
-            return None  # the negative of a tensor would be a copy of its present value
+            return None  # -step_size would be a copy of the tensor's present value
         return self._with(lr=step_size if sign == -1 else -step_size, closed=True)
 
     @lazy
     def fused(self) -> FusedRule:
-        """The kernel, and the same in plain torch."""
+        """The kernel with its reference implementation."""
         rules = [rule for _, rule in self.rules]
         return FusedRule(
             "_".join(rule.kernel for rule in rules) or "sgd",
@@ -110,12 +110,12 @@ class Plan:
 
     @lazy
     def states(self) -> tuple[tuple[int, str], ...]:
-        """Pairs (member, field) for each of the kernel's states."""
+        """Pairs (member, field) for the states of the kernel."""
         return tuple((i, role) for i, rule in self.rules for role in rule.roles)
 
     @lazy
     def step(self) -> int | None:
-        """The member that counts the steps of the rule; None where it does not depend on them."""
+        """The member that counts the steps of the rule; None if the rule does not need them."""
         counting = [i for i, rule in self.rules if "count" in rule.leaf_fields]
         return counting[-1] if counting else None
 
@@ -127,7 +127,7 @@ class Plan:
 
     @lazy
     def shared(self) -> tuple[tuple[int, Any, str], ...]:
-        """Triples (member, rule, field) of what leaves with the same count share."""
+        """Triples (member, rule, field) for the fields that leaves with equal counts share."""
         return tuple((i, rule, name) for i, rule in self.rules for name in rule.shared)
 
     @lazy
@@ -137,7 +137,7 @@ class Plan:
 
     @lazy
     def constants(self) -> dict[str, Any]:
-        """All hyper-parameters by name, but for what schedules and shared fields say."""
+        """All hyper-parameters by name, except for schedules and shared fields."""
         values = {name: getattr(rule, name) for _, rule in self.rules for name in rule.hypers}
         chain = {
             "weight_decay": self.weight_decay,
@@ -147,12 +147,12 @@ class Plan:
 
     @lazy
     def reads_params(self) -> bool:
-        """Whether parameters matter to the updates."""
+        """Whether the updates depend on the parameters."""
         return self.fused.reads_params or decays(self.weight_decay, self.decoupled_weight_decay)
 
     @lazy
     def numbers(self) -> tuple[float, ...] | None:
-        """All hyper-parameters in the order of the kernel, None where one of them may change."""
+        """All hyper-parameters in the order of the kernel; None if one of them may change."""
         values = self.constants
         if self.schedules or self.shared or any(isinstance(h, Tensor) for h in values.values()):
             return None
@@ -177,7 +177,7 @@ def statement(
     hypers: Mapping[str, Any],
     maximize: bool,
 ) -> list[list[Tensor]]:
-    """Return updates and new roles of the kernel by the rules themselves.
+    """Return the updates and new roles of the kernel, computed by the rules themselves.
 
     Half types are computed in float32 and rounded once, as the kernels do.
 
@@ -185,10 +185,10 @@ def statement(
         rules: The rules of the kernel.
         grads: Gradients.
         roles: For each of the kernel's states, a tensor for each gradient.
-        params: Parameters; read only where a weight decay is not -0, or by the rule.
+        params: Parameters; read by the rule, or if a weight decay is not -0.
         steps: The number of the step of each gradient, from 1, 0-dim int64 tensors.
         hypers: A number or 0-dim tensor for each of `fused.all_hypers`.
-        maximize: Go up instead of down.
+        maximize: Maximise the objective instead of minimising it.
     """
     dtypes = [g.dtype for g in grads]
     out, params = _widened(grads), _widened(params)
@@ -216,7 +216,7 @@ def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _rounded(decay: Any) -> Tensor:
-    """Return a decay that is rounded before it is multiplied, as in the kernels."""
+    """Return a decay as a tensor, so that it is rounded before it is multiplied, as in kernels."""
     return decay if isinstance(decay, Tensor) else torch.tensor(decay, dtype=torch.float64)
 
 
@@ -225,13 +225,13 @@ def _apply(rule: LeafRule, out: list[Tensor], params: list[Tensor]) -> list[Tens
 
 
 def longest_plan(rules: Sequence[LeafRule | None]) -> Plan | None:
-    """Return the kernel for the first of `rules`, None where there is none.
+    """Return the kernel for the first of `rules`, or None if there is none.
 
-    It ends with a step size; or, with a rule in it, at the end of the chain or before a rule that
-    needs whole tensors, such as LAMB's trust ratio.
+    It ends with a step size. If it contains a rule, it may also end with the chain, or before a
+    rule that needs whole tensors, such as LAMB's trust ratio.
 
     Args:
-        rules: The rule of each member of a chain, None for a member that has none.
+        rules: The rule of each member of a chain; None for members without a rule.
     """
     plan = Plan()
     for rule in rules:

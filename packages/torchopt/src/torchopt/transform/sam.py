@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sharpness-aware minimization: the gradient where the loss is highest nearby."""
+"""Sharpness-aware minimization: step with the gradient at the worst point nearby."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["SamState", "sam"]
 
 
 class SamState(NamedTuple):
-    """`climbed`: whether the parameters are at the top; `climb`: the way there; `inner_state`."""
+    """`climbed`: whether the parameters are at p + epsilon; `climb`: epsilon; `inner_state`."""
 
     climbed: bool
     climb: Any
@@ -30,7 +30,7 @@ class SamState(NamedTuple):
 
 @dataclass(frozen=True)
 class Sam(Wrapper):
-    """Climbs with one gradient, and steps `inner` from below with the next one."""
+    """Moves to p + epsilon with one gradient, and steps `inner` from p with the next one."""
 
     rho: float | Tensor
 
@@ -40,7 +40,7 @@ class Sam(Wrapper):
         return SamState(climbed=False, climb=empty, inner_state=self.inner.init(params))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Return the way up, or the way down and the step."""
+        """Return epsilon, or the step minus epsilon."""
         if not state.climbed:
             climb = self._climb(updates)
             # The caller may write to the updates.
@@ -91,24 +91,25 @@ class Sam(Wrapper):
 
 
 def sam(inner: GradientTransformation, rho: float | Tensor = 0.05) -> GradientTransformation:
-    r"""Return sharpness-aware minimization with the steps of `inner`: two gradients a step.
+    r"""Return sharpness-aware minimization with the steps of `inner`: two gradients per step.
 
     .. math::
         \epsilon = \rho\, g(p) / |g(p)|, \qquad p' = p + \mathrm{inner}(g(p + \epsilon))
 
-    Calls take turns. The update of the first moves the parameters to p + epsilon, where the caller
-    takes the next gradient; that of the second moves them back and steps `inner`. Train the model,
-    and save it, after the second.
+    Calls alternate. The update of the first call moves the parameters to p + epsilon, where the
+    caller computes the next gradient. The update of the second call moves them back and steps
+    `inner`. Evaluate and save the model after a second call.
 
-    The norm is that of all gradients together. The derivative is exact, through epsilon too; where
-    all gradients are zero, epsilon and its derivative are zero. A gradient of None stays below.
+    The norm is that of all gradients together. The derivative is exact, also through epsilon. If
+    all gradients are zero, epsilon and its derivative are zero. Parameters without a gradient do
+    not move to p + epsilon.
 
     Args:
-        inner: The optimizer; it sees the parameters p.
+        inner: The optimizer, which gets the parameters p.
         rho: The radius, >= 0; a tensor is differentiated.
 
     Raises:
-        ValueError: A negative `rho`; from `update`, gradients of other shapes than the first.
+        ValueError: A negative `rho`; from `update`, if the two gradients differ in shape.
 
     References:
         P. Foret, A. Kleiner, H. Mobahi, B. Neyshabur, Sharpness-Aware Minimization for Efficiently

@@ -16,7 +16,7 @@ def scale(step_size: float | Tensor) -> LeafRule:
     """Return the transformation u = step_size * g.
 
     Args:
-        step_size: A number, or a 0-dim tensor with respect to which the updates are differentiable.
+        step_size: The factor: a number, or a 0-dim tensor, which is differentiated.
 
     Example:
         >>> import torch

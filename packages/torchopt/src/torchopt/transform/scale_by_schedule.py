@@ -68,7 +68,15 @@ def scale_by_schedule(step_size_fn: Schedule) -> LeafRule:
     """Return the transformation u = step_size_fn(count) * g.
 
     Args:
-        step_size_fn: Maps the number of previous updates (a 0-dim int64 tensor, from 0) to a number
-            or a 0-dim tensor; a tensor that requires a gradient is differentiated through.
+        step_size_fn: Maps the number of previous updates of a leaf, a 0-dim int64 tensor, to a
+            number or a 0-dim tensor, which is differentiated.
+
+    Example:
+        >>> import torch
+        >>> halving = scale_by_schedule(lambda count: 0.5**count)
+        >>> g = torch.tensor([1.0])
+        >>> u, state = halving.update(g, halving.init(g))
+        >>> u, halving.update(g, state)[0]
+        (tensor([1.]), tensor([0.5000]))
     """
     return ScaleBySchedule(step_size_fn)

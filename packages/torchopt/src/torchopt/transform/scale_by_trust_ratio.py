@@ -38,10 +38,10 @@ class ScaleByTrustRatio(LeafRule):
 def scale_by_trust_ratio() -> None:
     """Return the transformation u = coefficient |p| / (|g| + eps) g, tensor by tensor.
 
-    Where one of the norms is zero, u = g.
+    The norms are those of each tensor. If one of them is zero, u = g.
 
     Args:
-        coefficient: >= 0.
+        coefficient: The trust coefficient, >= 0.
         eps: Added to the norm of the update, >= 0.
 
     References:

@@ -18,7 +18,7 @@ def zeros_like(params: list[Tensor], requires_grad: bool = False) -> list[Tensor
 
 
 def filled_like(params: list[Tensor], value: float | Tensor) -> list[Tensor]:
-    """Return tensors like the parameters that hold `value`, differentiable in it."""
+    """Return tensors like the parameters, filled with `value`, which is differentiated."""
     if isinstance(value, torch.Tensor):
         value = value.reshape(()) if value.numel() == 1 else value
         return [zeros + value.to(zeros) for zeros in zeros_like(params)]

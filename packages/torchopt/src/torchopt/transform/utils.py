@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building blocks for transformations written outside of this package."""
+"""Building blocks for transformations that are defined outside of this package."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ def tree_map_flat_(
     *flat_args: Any,
     none_is_leaf: bool = False,
 ) -> Sequence[Any]:
-    """Call `func` on lists of leaves for its effect and return the first list."""
+    """Call `func` on lists of leaves for its side effects and return the first list."""
     tree_map_flat(func, flat_arg, *flat_args, none_is_leaf=none_is_leaf)
     return flat_arg
 
 
 def inc_count(updates: Any, count: Any) -> Any:
-    """Return the tree of counts plus one, where there is an update; saturates at the largest
-    int64.
+    """Return the tree of counts plus one where there is an update.
+
+    Counts saturate at the largest int64.
     """
 
     def increment(c: Tensor, g: Tensor | None) -> Tensor:
@@ -56,14 +57,17 @@ def inc_count(updates: Any, count: Any) -> Any:
 def update_moment(
     updates: Any, moments: Any, decay: float, *, order: int, inplace: bool = True
 ) -> Any:
-    """Return decay * moment + (1 - decay) * update ** order, where there is an update.
+    """Return decay * moment + (1 - decay) * update ** order where there is an update.
 
     Args:
         updates: Tree of tensors or None.
         moments: Tree like `updates`.
-        decay: In [0, 1).
+        decay: Decay of the moments, in [0, 1).
         order: 1 or 2.
         inplace: Write into `moments`.
+
+    Raises:
+        ValueError: Another `order`.
     """
     if order not in (1, 2):
         raise ValueError(f"expected order 1 or 2, got {order}")
@@ -78,7 +82,7 @@ def update_moment(
 
 
 def _for_trees_and_lists(function: Callable[..., Any]) -> None:
-    """Give `function` the attributes of transformations; lists of leaves are trees too."""
+    """Give `function` the attributes `flat` and `impl`; lists of leaves are trees, too."""
 
     @functools.wraps(function)
     def impl(*args: Any, already_flattened: bool = False, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hyper-parameters as fields of rules, and their checks, made once where a rule is built.
+"""Hyper-parameters as fields of rules, and their checks, which run when a rule is made.
 
-A tensor as a hyper-parameter is not looked at: it may be batched, on a device, or part of a graph.
+Tensors are not checked: they may be batched, on a device, or part of a graph.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ def number(
     """Declare a hyper-parameter of a rule.
 
     Args:
-        default: Its default, if it has one.
-        check: Raises for a number out of range.
-        starts: The field of the state that starts from it; it does not enter a step then.
+        default: Its default; by default it has none.
+        check: A function that raises for numbers that are out of range.
+        starts: The field of the state of which it is the initial value; it is then not used in
+            steps.
     """
     return dataclasses.field(
         default=default, metadata={"check": check, "starts": starts, "shown": True}
@@ -48,17 +49,17 @@ def number(
 
 
 def at_least_zero(what: str, default: Any = _NONE, *, starts: str = "") -> Any:
-    """Declare a hyper-parameter >= 0, which messages call `what`."""
+    """Declare a hyper-parameter >= 0; `what` is its name in messages."""
     return number(default, partial(check_at_least_zero, what=what), starts=starts)
 
 
 def at_least_one(what: str, default: Any = _NONE) -> Any:
-    """Declare a hyper-parameter >= 1, or None, which messages call `what`."""
+    """Declare a hyper-parameter that is >= 1 or None; `what` is its name in messages."""
     return number(default, partial(_check_at_least_one, what=what))
 
 
 def positive(what: str, default: Any = _NONE) -> Any:
-    """Declare a hyper-parameter > 0, which messages call `what`."""
+    """Declare a hyper-parameter > 0; `what` is its name in messages."""
     return number(default, partial(_check_positive, what=what))
 
 
@@ -96,7 +97,7 @@ def check_fraction(value: Hyper, what: str, *, closed: bool = False) -> None:
 
 
 def _is_number(value: Hyper, what: str) -> bool:
-    """Return False for a tensor; raise `TypeError` for what is neither a number nor a tensor."""
+    """Return whether `value` is a number and not a tensor; raise `TypeError` if it is neither."""
     if isinstance(value, torch.Tensor):
         return False
     if isinstance(value, (int, float)) or (
@@ -121,11 +122,11 @@ def unpacked(values: Iterable[Any], count: int, name: str) -> tuple[Any, ...]:
     """Return the `count` entries of the hyper-parameter `name`.
 
     Raises:
-        TypeError: It has no entries.
-        ValueError: It has another number of entries.
+        TypeError: `values` is not a sequence of entries.
+        ValueError: The number of entries is another one.
     """
     if isinstance(values, torch.Tensor) and values.dim() == 1 and len(values) == count:
-        with torch.enable_grad():  # its entries follow it, also where this runs without a graph
+        with torch.enable_grad():  # the entries stay connected to it, even under no_grad
             return tuple(values[i] for i in range(count))
     wanted = f"Invalid {name}: expected {count} numbers or 0-dim tensors"
     if isinstance(values, torch.Tensor):
