@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several tests need at a time: most of the processes of a fault wait, and need no core."""
+"""Run the work of several tests at once: most processes of a fault only wait and use no core."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ AT_ONCE = 4
 
 
 def ahead(work: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Return a decorator of a test whose argument `made` is what `work` returns.
+    """Return a decorator of a test whose argument `made` is the result of `work`.
 
-    It is done together with that of other tests of the file.
+    The work runs together with that of other tests of the file.
 
     Args:
-        work: Takes a folder of its own, then the parameters of the test by name.
+        work: Takes its own folder, then the parameters of the test by name.
     """
 
     def mark(test: Any) -> Any:
@@ -41,11 +41,11 @@ def ahead(work: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 class Ahead:
-    """The work of those tests of one file that are going to run.
+    """The work of the selected tests of one file.
 
     Args:
-        request: Of a fixture of the file.
-        make_folder: Returns a new one.
+        request: The request of a fixture of the file.
+        make_folder: Returns a new folder.
     """
 
     def __init__(self, request: Any, make_folder: Callable[[], Path]) -> None:
@@ -59,23 +59,23 @@ class Ahead:
                 self._begun[item.nodeid] = begun
 
     def result(self, item: pytest.Item) -> Any:
-        """Return what was made for a test; raise what was raised."""
+        """Return the result of a test's work, or raise its error."""
         return self._begun[item.nodeid].result()
 
     def end(self) -> None:
-        """Wait for what has begun."""
+        """Wait for all work that has begun."""
         self._pool.shutdown(cancel_futures=True)
 
 
 def in_world(
     program: Callable[..., Any], size: int, *args: Any, env: dict[str, str] | None = None
 ) -> list[Any]:
-    """Run a program in a world of its own and return the results of its processes by rank."""
+    """Run a program in its own world and return the results of its processes by rank."""
     return todist.spawn(program, size, args, env=env, start_method="forkserver", timeout=PATIENCE)
 
 
 def reports(folder: Path) -> dict[int, Any]:
-    """Return what the ranks that survived have to say, by rank."""
+    """Return the reports of the surviving ranks, by rank."""
     found = folder.glob("report.*")
     return {int(path.suffix[1:]): ast.literal_eval(path.read_text()) for path in found}
 
@@ -83,7 +83,7 @@ def reports(folder: Path) -> dict[int, Any]:
 def told_of(
     folder: Path, program: Callable[..., Any], size: int, *args: Any
 ) -> tuple[WorkerError | None, dict[int, Any]]:
-    """Return how a world ended, and what the ranks of it that survived have to say."""
+    """Return how a world ended, and the reports of the surviving ranks."""
     try:
         in_world(program, size, *args, env={"FAULT_REPORT": str(folder / "report")})
     except WorkerError as error:
@@ -92,7 +92,7 @@ def told_of(
 
 
 def free_port() -> int:
-    """Return a port at which nobody listens."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
@@ -100,7 +100,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started(target: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-    """Start processes without `spawn`, one for each entry of `arguments`; end those left."""
+    """Start processes without `spawn`, one for each entry of `arguments`; kill the rest at exit."""
     context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=target, args=args) for args in arguments]
     try:
@@ -115,7 +115,7 @@ def started(target: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) ->
 
 
 def ends_of(target: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[int | None]:
-    """Return the exit codes of processes that are started without `spawn`."""
+    """Return the exit codes of processes started without `spawn`."""
     with started(target, arguments) as processes:
         return codes_of(processes)
 

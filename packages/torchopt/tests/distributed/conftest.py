@@ -80,7 +80,7 @@ def _close_worlds() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with remote calls last: their threads poll, and take from what runs beside them."""
+    """Run files with remote calls last, because their threads poll and slow down other tests."""
     places = [k for k, x in enumerate(items) if Path(__file__).parent in x.path.parents]
     last = ("test_nothing_silent.py", "test_remote_calls.py", "test_world.py")
     found = sorted((items[k] for k in places), key=lambda item: item.path.name in last)
@@ -113,5 +113,5 @@ def _ahead(request: Any, _server: None, tmp_path_factory: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def made(_ahead: Any, request: Any) -> Any:
-    """What the work of the test has given; see `ahead`."""
+    """Return the result of the test's work; see `ahead`."""
     return _ahead.result(request.node)

@@ -529,7 +529,7 @@ def leave_without_a_word() -> None:
 
 
 def say_half(how: signal.Signals) -> list[int]:
-    """Stop, or end, in the middle of telling the result."""
+    """Stop, or exit, while sending the result."""
 
     def send(pipe: Any, content: Any) -> None:
         half = bytes(content)[: len(content) // 2]
@@ -708,7 +708,7 @@ class _DiesBackwards(torch.autograd.Function):
 
 
 def judge_within(seconds: float) -> None:
-    """Let an open world wait less: on a busy machine processes take longer to come together."""
+    """Shorten the timeout of an open world; opening it may take longer on a busy machine."""
     opened: Any = session.current()
     opened.timeout = opened.watch.timeout = seconds
 
@@ -821,7 +821,7 @@ def started_by_srun(environment: dict[str, str], told: Path) -> None:
 
 
 def started_at_a_port(rank: int, size: int, port: int, told: Path, go: Path) -> None:
-    """Be a rank of a world that only a port names, which takes a step when it is told to.
+    """Be a rank of a world at a port, and take a step on request.
 
     The first try cannot open it.
     """
@@ -850,7 +850,7 @@ def started_at_a_port(rank: int, size: int, port: int, told: Path, go: Path) -> 
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def one_of_two_worlds(number: int) -> Any:
-    """Return what a step across machines gives, what is said of a bad one, and a second rank 1."""
+    """Return a step across machines, and the errors of a bad step and of a second rank 1."""
     theta = torch.tensor([1.0, -1.0 * number], requires_grad=True)
     engine = todist.TaskParallel([theta])
     engine.backward(lambda t: ((theta - t) ** 2).sum(), [0.0, 1.0])
@@ -869,7 +869,7 @@ def one_of_two_worlds(number: int) -> Any:
 
 
 def worlds_across_machines() -> list[Any]:
-    """Return what two worlds give that the same processes open, one after the other."""
+    """Return the results of two worlds that the same processes open one after the other."""
     found = []
     for number in (1, 2):
         found.append(one_of_two_worlds(number))
@@ -939,7 +939,7 @@ def spawning(folder: str) -> None:
 
 
 def hold_a_folder(temporary: str, tell: Any) -> None:
-    """Hold a folder in `temporary`, as rank 0, until somebody ends this process."""
+    """Hold a folder in `temporary`, as rank 0, until this process is killed."""
     tempfile.tempdir = temporary
     tell.send(str(Folder().claim(HUB).parent))
     time.sleep(PATIENCE)

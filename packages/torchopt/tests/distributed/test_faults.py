@@ -106,9 +106,9 @@ def test_the_others_name_every_fault(made, kind, told, victim):
 
 
 def stopped_by_hand(folder: Path, stopped: tuple[int, ...]) -> tuple[list[int | None], dict]:
-    """Return how the processes of a world ended in which some stop, and what the others say.
+    """Return the exit codes of a world in which some processes stop, and the others' reports.
 
-    No launcher is there, and torchrun would wait half a minute for an answer to SIGTERM.
+    There is no launcher, because torchrun would wait half a minute for an answer to SIGTERM.
     """
     size, port = 2 + len(stopped), free_port()
     arguments = [(rank, size, port, str(folder / "report"), stopped) for rank in range(size)]
@@ -154,7 +154,7 @@ def test_sub_groups_name_ranks_as_the_world_does(made):
 
 
 def spawning_and_ended(folder: Path, how: signal.Signals) -> tuple[bool, bool]:
-    """Return whether workers and folder are gone a second after the end of their spawner."""
+    """Return whether the workers and the folder are gone a second after their spawner ended."""
     with started(programs.spawning, [(str(folder),)]) as (parent,):
         alive = [folder / f"alive.{rank}" for rank in range(3)]
         try:
@@ -169,7 +169,7 @@ def spawning_and_ended(folder: Path, how: signal.Signals) -> tuple[bool, bool]:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 @ahead(spawning_and_ended)
 def test_workers_end_with_the_process_that_spawned_them(made, how):
-    """Those that wait, and those that can do nothing any more."""
+    """Both processes that wait and processes that hang."""
     assert made == (True, True)
 
 
@@ -251,13 +251,13 @@ def killed(folder, program, sizes, part=None) -> int:
 
 
 def broken_and_whole(folder, program, sizes, whole, part=None):
-    """Return the ends of a run that was killed, by rank, and of one in `whole` ranks that was not.
+    """Return the results by rank of a run that is killed repeatedly, and of an undisturbed run.
 
     Args:
-        folder: For both.
-        program: What runs.
-        sizes: Numbers of processes, in turns: each attempt goes on from the one before.
-        whole: Number of processes.
+        folder: The folder of both.
+        program: The program.
+        sizes: Numbers of processes, used in turn; each attempt continues the previous one.
+        whole: Number of processes of the undisturbed run.
         part: See `kill_at_random`.
     """
     steps = killed(folder, program, sizes, part) + 2

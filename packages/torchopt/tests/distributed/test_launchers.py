@@ -120,7 +120,7 @@ def test_strangers_do_not_keep_ranks_out(hub):
     watch.wait_for_everyone(30.0)
     for k, stranger in enumerate(strangers[:5]):
         assert stranger.recv(1000)
-        if k < 4:  # there was room for the last ones, and the rank
+        if k < 4:  # there was room for the last connections and for the rank
             assert stranger.recv(1000) == b""
     for stranger in strangers:
         stranger.close()
@@ -129,7 +129,7 @@ def test_strangers_do_not_keep_ranks_out(hub):
 
 
 def test_a_connection_whose_other_side_does_not_read_ends(monkeypatch):
-    """What is sent next would be read as the rest of a message of which a part has gone."""
+    """The next message would be read as the rest of one that was sent in part."""
     monkeypatch.setattr(link_module, "_SENDING", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         theirs = socket.create_connection(listener.getsockname(), timeout=30.0)
@@ -156,7 +156,7 @@ def test_a_rank_that_ends_before_the_others_come_is_named_at_once():
 
 
 def late_at_a_port(folder: Path) -> tuple[list, list]:
-    """Return what two ranks of a world give, and what processes are told that come later."""
+    """Return the results of two ranks of a world, and the errors of processes that come later."""
     port, go = free_port(), folder / "go"
 
     def ranks(where: str, whom: list[tuple[int, int]]) -> list[tuple]:
@@ -224,7 +224,7 @@ def test_a_hub_without_the_token_is_refused():
 
 
 def by_srun(folder: Path) -> list[str]:
-    """Return what the ranks say that two processes of `srun` are."""
+    """Return the reports of two processes of `srun`."""
     shared = {
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_TASKS_PER_NODE": "2",

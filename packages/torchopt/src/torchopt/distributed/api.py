@@ -116,7 +116,13 @@ def remote_sync_call(
     reducer: Callable[[Iterable[T]], U] | None = None,
     timeout: float | None = UNSET_RPC_TIMEOUT,
 ) -> list[T] | U:
-    """Return the results of `func` on the parts of its arguments; see `remote_async_call`."""
+    """Return the results of `func` on the parts of its arguments; see `remote_async_call`.
+
+    Example:
+        >>> import torch
+        >>> remote_sync_call(torch.sum, args=(torch.arange(4),))
+        [tensor(6)]
+    """
     future = remote_async_call(
         func, args=args, kwargs=kwargs, partitioner=partitioner, reducer=reducer, timeout=timeout
     )
@@ -167,7 +173,16 @@ def parallelize_async(
     reducer: Callable[[Iterable[T]], U] | None = None,
     timeout: float | None = UNSET_RPC_TIMEOUT,
 ) -> Callable[[Callable[..., T]], Callable[..., Any]]:
-    """Return a decorator like `parallelize` whose functions return a future of the result."""
+    """Return a decorator like `parallelize` whose functions return a future of the result.
+
+    Example:
+        >>> import torch, torchopt.distributed as todist
+        >>> @parallelize_async(reducer=todist.sum_reducer)
+        ... def sum_of_squares(x):
+        ...     return (x ** 2).sum()
+        >>> sum_of_squares(torch.arange(4.0)).wait()
+        tensor(14.)
+    """
 
     def decorate(func: Callable[..., T]) -> Callable[..., Any]:
         return _decorated(func, ASYNC, remote_async_call, partitioner, reducer, timeout)

@@ -14,7 +14,7 @@ from torchopt.distributed.link import Link, StrangerError
 
 __all__ = ["Connections", "Listener"]
 
-_STRANGERS = 64  # connections that have not shown the token, beside one for each rank
+_STRANGERS = 64  # the most connections without the token, in addition to one for each rank
 
 
 class Listener(Protocol):
@@ -151,7 +151,7 @@ class Connections:
         assert self._listener is not None
         if len(self._strangers) >= _STRANGERS + len(self._ranks):
             self._drop(self._strangers[0])
-        with contextlib.suppress(OSError):  # it has gone again
+        with contextlib.suppress(OSError):  # the other side has already closed it
             link = Link(self._listener.accept()[0])
             self._selector.register(link.connection, selectors.EVENT_READ, link)
             self._strangers.append(link)
@@ -176,7 +176,7 @@ class Connections:
                 self._drop(link)
 
     def _drop(self, link: Link) -> None:
-        with contextlib.suppress(KeyError, ValueError):  # closed in the same round
+        with contextlib.suppress(KeyError, ValueError):  # already closed in this round
             self._selector.unregister(link.connection)
         link.connection.close()
         if link in self._strangers:
@@ -191,7 +191,7 @@ class Connections:
         self._told.joined(rank)
 
     def _refusal(self, rank: int, size: Any) -> str | None:
-        """Return why a process that knows the token cannot be a rank of this world."""
+        """Return why a process with the token cannot be a rank of this world, or None."""
         if size != len(self._ranks):
             found = f"one of {len(self._ranks)} processes"
         elif rank in self._links:

@@ -19,7 +19,7 @@ from pathlib import Path
 __all__ = ["FOLDER", "HUB", "Folder", "has_locks", "is_met_at", "place_of"]
 
 FOLDER = "TORCHOPT_FOLDER"  # where the processes of `spawn` meet
-HUB = "hub"  # a file that rank 0 holds
+HUB = "hub"  # a file that rank 0 keeps locked
 _HELD = "held"
 
 
@@ -51,7 +51,7 @@ class Folder:
         part.rename(self.path / _HELD)
 
     def claim(self, name: str) -> Path:
-        """Return a new file in it that this process alone holds, until it leaves."""
+        """Return a new file in the folder that only this process locks, until it leaves."""
         path = self.path / name
         self._claims.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         _try_to_lock(self._claims[-1], alone=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In whose tasks a thread is: there the ranks cannot come together."""
+"""The tasks that a thread is inside of, in which no collective operation is possible."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["own", "require_no_task"]
 
 
 class _Own(threading.local):
-    """What is known of one thread.
+    """The state of one thread.
 
     Attributes:
-        tasks: The ranks of the groups in whose tasks it is.
+        tasks: For each task that it is inside of, the ranks of the group.
     """
 
     tasks: tuple[tuple[int, ...], ...] = ()
@@ -23,7 +23,7 @@ own = _Own()
 
 
 def require_no_task(ranks: Iterable[int]) -> None:
-    """Raise a `RuntimeError` in a task, if others of these ranks have tasks of their own."""
+    """Raise a `RuntimeError` inside a task if others of these ranks run their own tasks."""
     for members in own.tasks:
         if len(common := sorted({*members} & {*ranks})) > 1:
             raise RuntimeError(

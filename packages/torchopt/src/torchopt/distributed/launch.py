@@ -29,7 +29,7 @@ _LAST_WORDS = 10.0  # seconds for the others to end by themselves after one fail
 _TERMINATED = 2.0  # seconds to end after SIGTERM
 _Words = queue.SimpleQueue[tuple["_Worker", "bytes | None"]]
 
-_polling = threading.Lock()  # multiprocessing asks for the end of every child at each start
+_polling = threading.Lock()  # multiprocessing polls all children whenever it starts one
 
 
 def spawn(
@@ -121,9 +121,9 @@ def _guard(folder: str) -> Any:
 
 
 class _Worker:
-    """A process and the pipe that its result comes through.
+    """A process and the pipe through which it sends its result.
 
-    A thread reads the pipe: a process can be stopped in the middle of a message.
+    A thread reads the pipe, because a process can be stopped in the middle of a message.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class _Worker:
         self.rank = rank
         self.result: Any = None
         self.error: WorkerError | None = None
-        self.has_told = False  # what `main` returned or raised
+        self.has_told = False  # whether it has sent the result or error of `main`
         self.done = False
         self._has_ended = False
         self.behind: set[int] = set()  # ranks that it has found to be stuck
@@ -154,13 +154,13 @@ class _Worker:
         threading.Thread(target=self._listen, args=(words,), daemon=True).start()
 
     def _listen(self, words: _Words) -> None:
-        with contextlib.suppress(EOFError, OSError):  # the end, or that of a part of a message
+        with contextlib.suppress(EOFError, OSError):  # the pipe has ended, maybe inside a message
             while True:
                 words.put((self, self.pipe.recv_bytes()))
         words.put((self, None))
 
     def hear(self, word: bytes | None) -> None:
-        """Take one message from the pipe; None: its end."""
+        """Process one message from the pipe; None means its end."""
         if self.done:
             return
         if word is None:
@@ -181,7 +181,7 @@ class _Worker:
             return
         if self._has_ended and not self.pipe.poll():
             self.finish()
-        self._has_ended = True  # what it has said last may be on its way
+        self._has_ended = True  # its last message may still arrive
 
     def finish(self) -> None:
         """Record that the process has ended."""

@@ -20,7 +20,7 @@ from typing import Any
 __all__ = ["Link", "StrangerError", "connect"]
 
 _SENDING = 2.0  # seconds to wait for a process that does not read
-_GREETING = 30.0  # seconds to wait for the first word of who listens, which may be another program
+_GREETING = 30.0  # seconds to wait for the greeting: another program may be listening
 _LONGEST = 4096  # bytes that a stranger may send before it is disconnected
 
 
@@ -39,7 +39,7 @@ class Link:
 
     Attributes:
         rank: The rank of the other side; -1 until it has proved that it belongs to the world.
-        who: The process of the other side, in words; empty until then.
+        who: A description of the process on the other side; empty until then.
     """
 
     def __init__(self, connection: socket.socket, rank: int = -1) -> None:
@@ -58,7 +58,7 @@ class Link:
         with self._lock, contextlib.suppress(OSError):
             try:
                 self.connection.sendall(json.dumps(message).encode() + b"\n")
-            except TimeoutError:  # a part may have gone, and what follows would be read with it
+            except TimeoutError:  # a part may have been sent, which would garble the next message
                 self.connection.shutdown(socket.SHUT_RDWR)
 
     def receive(self) -> list[dict[str, Any]] | None:
@@ -94,13 +94,13 @@ class Link:
         """Return the rank of the other side, and answer its challenge.
 
         Args:
-            message: What it has answered to the greeting.
-            token: What the world shares.
-            refusal: From its rank, and the number of ranks that it expects, to why it cannot take
-                part although it knows the token.
+            message: Its answer to the greeting.
+            token: The token of the world.
+            refusal: Takes its rank and the number of ranks that it expects; returns why it cannot
+                join although it has the token, or None.
 
         Raises:
-            StrangerError: It does not know the token, or is refused.
+            StrangerError: It does not have the token, or is refused.
         """
         rank, shown, challenge = (message.get(key) for key in ("rank", "proof", "challenge"))
         if not (isinstance(rank, int) and isinstance(shown, str) and isinstance(challenge, str)):

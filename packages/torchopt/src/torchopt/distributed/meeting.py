@@ -60,7 +60,7 @@ def on_one_machine(world_size: int) -> bool:
 
 
 def _nothing() -> None:
-    """Do nothing."""
+    """Do nothing; the default of `Meeting.withdraw`."""
 
 
 class Meeting:
@@ -91,9 +91,12 @@ class Meeting:
         return stores.FileStore(str(self.folder / name), size)
 
     def hide(self) -> None:
-        """Let nobody find this world any more."""
-        withdraw, self.withdraw = self.withdraw, _nothing  # once: another may meet there next
-        with contextlib.suppress(OSError, RuntimeError):  # the store may be gone
+        """Withdraw the address, so that no other process can find this world."""
+        withdraw, self.withdraw = (
+            self.withdraw,
+            _nothing,
+        )  # only once: another world may use it next
+        with contextlib.suppress(OSError, RuntimeError):  # the store may have been closed
             withdraw()
 
     def end(self) -> None:
@@ -104,7 +107,7 @@ class Meeting:
 
     @contextlib.contextmanager
     def ends_on_error(self) -> Iterator[None]:
-        """Leave no world behind that cannot be opened."""
+        """Clean up a world that could not be opened."""
         try:
             yield
         except BaseException:
@@ -146,7 +149,7 @@ def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> M
     except BaseException:
         withdraw()
         raise
-    met.withdraw = withdraw  # at the end: a process that comes late is told what is open there
+    met.withdraw = withdraw  # only at the end, so that a late process learns what is open there
     return met
 
 

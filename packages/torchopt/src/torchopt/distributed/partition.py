@@ -146,7 +146,14 @@ def dim_partitioner(
     keepdim: bool = True,
     workers: Sequence[int | str] | None = None,
 ) -> PartitionFunction:
-    """Return a partitioner that splits along `dim`; see `TensorDimensionPartitioner`."""
+    """Return a partitioner that splits along `dim`; see `TensorDimensionPartitioner`.
+
+    Example:
+        >>> import torch
+        >>> calls = dim_partitioner(1, workers=[0, 0])(torch.zeros(2, 3))
+        >>> [tuple(args[0].shape) for _, args, _ in calls]
+        [(2, 1), (2, 2)]
+    """
     return TensorDimensionPartitioner(dim, exclusive=exclusive, keepdim=keepdim, workers=workers)
 
 

@@ -28,7 +28,7 @@ from torchopt.tree_function import apply_rule
 
 __all__ = ["run_replicated"]
 
-_numbers = itertools.count(1)  # of the calls, which all ranks make together
+_numbers = itertools.count(1)  # numbers the calls, which all ranks make in the same order
 
 
 def run_replicated(func: Callable[..., Any], calls: Sequence[Call], timeout: float = 0.0) -> Any:
@@ -155,7 +155,7 @@ class _Join:
         dense = [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, grads)]
         used = torch.tensor([float(g is not None) for g in grads], device=self.group.device)
         with self.group.turn():
-            # Ranks that pull different results back would add up gradients of different things.
+            # If ranks differentiated different results, the sum of gradients would be meaningless.
             agree(self.group, self.place, {"arguments": kinds_of(self.inputs)})
             *sums, used = self.group.sums([*dense, used], self.place)
         return tuple(x if n else None for x, n in zip(sums, used.tolist()))

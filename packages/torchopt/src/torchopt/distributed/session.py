@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 DEFAULT_TIMEOUT = 300.0  # seconds
-_ADDRESS = "torchopt/hub"  # in a store of torch
+_ADDRESS = "torchopt/hub"  # the key in torch's store
 
 
 @dataclass
@@ -150,7 +150,7 @@ def _meet_across_machines(rank: int, ranks: tuple[int, ...], timeout: float) -> 
                 ranks,
                 timeout,
             )
-        except dist.DistError:  # the store was that of a world before, and has ended with it
+        except dist.DistError:  # the store belonged to a previous world and ended with it
             if rank == ranks[0] or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
@@ -223,14 +223,14 @@ def _open_group(met: Meeting, backend: str, rank: int, world_size: int, timeout:
     if met.folder is not None:
         store = met.file_store("group", world_size)
     else:
-        stores: Any = dist  # the name is documented, and not in `__all__`
+        stores: Any = dist  # the name is documented, but missing in `__all__`
         store = stores.PrefixStore("group", met.store)
     dist.init_process_group(
         backend,
         store=store,
         rank=rank,
         world_size=world_size,
-        # Of operations that are not ours, as those of `fully_shard`: the judge comes first.
+        # For operations of others, such as those of `fully_shard`, so that the judge decides first.
         timeout=timedelta(seconds=2 * timeout + 10),
     )
 

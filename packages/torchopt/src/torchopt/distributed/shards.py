@@ -204,9 +204,9 @@ def clean(folder: Path, files: Iterable[Path]) -> None:
 
 
 def fresh(folder: Path, step: int, files: Iterable[Path]) -> Path:
-    """Return a place for the shards of a step that no file refers to; nothing is there.
+    """Return a path for the shards of a step that does not exist and that no file refers to.
 
-    A step may be saved a second time: the shards that were saved first stay until then.
+    If a step is saved a second time, the first shards remain until the new ones are complete.
     """
     for name in itertools.chain([str(step)], (f"{step}.{k}" for k in itertools.count(2))):
         found = folder / name
@@ -219,7 +219,7 @@ def fresh(folder: Path, step: int, files: Iterable[Path]) -> Path:
 
 
 def _used(files: Iterable[Path]) -> set[str]:
-    """Return the names of the folders that files refer to."""
+    """Return the names of the folders that the files refer to."""
     from torchopt.distributed.checkpoint import _read
     from torchopt.distributed.plain import decode
 

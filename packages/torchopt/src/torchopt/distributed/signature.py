@@ -94,7 +94,7 @@ def agree(
         group: The ranks.
         operation: What they are about to do, in words.
         facts: Further facts that have to be the same.
-        numbers: A few numbers to add up.
+        numbers: A few numbers to sum over the ranks.
 
     Raises:
         WorkerError: They differ; raised on all ranks.

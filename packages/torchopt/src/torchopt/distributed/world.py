@@ -88,7 +88,12 @@ class WorldInfo(NamedTuple):
 
 
 def get_world_info() -> WorldInfo:
-    """Return the ranks of this process and the world sizes, as the environment defines them now."""
+    """Return the ranks of this process and the world sizes, as the environment defines them now.
+
+    Example:
+        >>> get_world_info()
+        WorldInfo(world_rank=0, world_size=1, local_rank=0, local_world_size=1)
+    """
     said = {**os.environ, **slurm.adopt(os.environ)}
     return WorldInfo(
         int(said.get("RANK", "0")),
@@ -153,6 +158,15 @@ def barrier(worker_names: Iterable[str] | None = None) -> None:
         TimeoutError: A worker did not reach this call in time.
         RuntimeError: This is a task of `TaskParallel`, or of `parallelize` with collectives, and
             other workers have tasks of their own.
+
+    Example:
+        >>> @auto_init_rpc(backend="collective")
+        ... def main():
+        ...     barrier()  # every process waits here for the others
+        ...     return get_rank()
+        >>> main()
+        0
+        >>> shutdown()
     """
     names = tuple(sorted(set(worker_names))) if worker_names is not None else ()
     session = _session.current()
@@ -282,7 +296,12 @@ def on_rank(*ranks: int) -> Callable[[F], F]:
 
 
 def not_on_rank(*ranks: int) -> Callable[[F], F]:
-    """Return a decorator for a function that runs on all ranks but these, where it returns None."""
+    """Return a decorator for a function that runs on all ranks but these, where it returns None.
+
+    Example:
+        >>> not_on_rank(1)(lambda: "here")(), not_on_rank(0)(lambda: "there")()
+        ('here', None)
+    """
     excluded = frozenset(ranks)
     return _where(lambda rank: rank not in excluded)
 
@@ -293,12 +312,25 @@ def rank_all(func: F) -> F:
 
 
 def rank_zero_only(func: F) -> F:
-    """Return a function that runs `func` on rank 0 and returns None on other ranks."""
+    """Return a function that runs `func` on rank 0 and returns None on other ranks.
+
+    Example:
+        >>> @rank_zero_only
+        ... def report(loss):
+        ...     return f"loss {loss}"
+        >>> report(0.5)
+        'loss 0.5'
+    """
     return on_rank(0)(func)
 
 
 def rank_non_zero_only(func: F) -> F:
-    """Return a function that runs `func` on all ranks but 0, where it returns None."""
+    """Return a function that runs `func` on all ranks but 0, where it returns None.
+
+    Example:
+        >>> rank_non_zero_only(lambda: "elsewhere")() is None
+        True
+    """
     return not_on_rank(0)(func)
 
 
@@ -308,6 +340,10 @@ def driver(func: F) -> F:
     With remote calls that is rank 0, which calls the others; with the collective backend it is
     every rank. So one script works with every backend. On the other ranks the function returns
     None.
+
+    Example:
+        >>> driver(lambda: "drives")()
+        'drives'
     """
 
     @functools.wraps(func)

@@ -24,6 +24,13 @@ class BiCGSTAB(IterativeSolver):
         H. A. van der Vorst, Bi-CGSTAB: A Fast and Smoothly Converging Variant of Bi-CG for the
         Solution of Nonsymmetric Linear Systems, SIAM J. Sci. Stat. Comput. 13, 1992,
         https://doi.org/10.1137/0913035
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import BiCGSTAB, linear_solve
+        >>> A = torch.tensor([[4.0, 1.0], [2.0, 3.0]])
+        >>> linear_solve(A, torch.tensor([1.0, 2.0]), BiCGSTAB()).value
+        tensor([0.1000, 0.6000])
     """
 
     def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:

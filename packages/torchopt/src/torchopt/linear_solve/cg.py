@@ -44,6 +44,14 @@ class CG(IterativeSolver):
     References:
         M. R. Hestenes, E. Stiefel, Methods of Conjugate Gradients for Solving Linear Systems, J.
         Res. Natl. Bur. Stand. 49, 1952, https://doi.org/10.6028/jres.049.044
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import CG, linear_solve
+        >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]])
+        >>> found = linear_solve(A, torch.tensor([1.0, 2.0]), CG(rtol=1e-5))
+        >>> found.value, int(found.stats.iterations)
+        (tensor([0.0909, 0.6364]), 2)
     """
 
     def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:
@@ -96,6 +104,13 @@ class NormalCG(CG):
     MINRES for symmetric A, and GMRES for other A if it converges. The iteration stops by ‖Aᴴ r‖
     relative to ‖Aᴴ b‖, and is repeated if ‖r‖ is not small then. With a ridge the system is
     (AᴴA + ridge I) x = Aᴴ b. M approximates (AᴴA)⁻¹.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import NormalCG, linear_solve
+        >>> A = torch.tensor([[4.0, 1.0], [2.0, 3.0]])
+        >>> linear_solve(A, torch.tensor([1.0, 2.0]), NormalCG()).value
+        tensor([0.1000, 0.6000])
     """
 
     @property

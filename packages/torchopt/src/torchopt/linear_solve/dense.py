@@ -139,7 +139,15 @@ def _negligible_pivot(diagonal: Tensor) -> Tensor:
 
 
 class LU(DenseSolver):
-    """Gaussian elimination with partial pivoting, for any non-singular A."""
+    """Gaussian elimination with partial pivoting, for any non-singular A.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import LU, linear_solve
+        >>> A = torch.tensor([[4.0, 1.0], [2.0, 3.0]])
+        >>> linear_solve(A, torch.tensor([1.0, 2.0]), LU()).value
+        tensor([0.1000, 0.6000])
+    """
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return P, L, U and the units of rows and columns, and whether a pivot is negligible."""
@@ -166,7 +174,15 @@ class LU(DenseSolver):
 
 
 class Cholesky(DenseSolver):
-    """The factorisation A = L Lᴴ for Hermitian positive definite A, half the work of LU."""
+    """The factorisation A = L Lᴴ for Hermitian positive definite A, half the work of LU.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import Cholesky, linear_solve
+        >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]])
+        >>> linear_solve(A, torch.tensor([1.0, 2.0]), Cholesky()).value
+        tensor([0.0909, 0.6364])
+    """
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return L, and whether the matrix is not positive definite, up to rounding."""
@@ -182,7 +198,15 @@ class Cholesky(DenseSolver):
 
 
 class QR(DenseSolver):
-    """The factorisation A = Q R, twice the work of LU, and stable without pivoting."""
+    """The factorisation A = Q R, twice the work of LU, and stable without pivoting.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import QR, linear_solve
+        >>> A = torch.tensor([[4.0, 1.0], [2.0, 3.0]])
+        >>> linear_solve(A, torch.tensor([1.0, 2.0]), QR()).value
+        tensor([0.1000, 0.6000])
+    """
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return Q, R and the units of rows and columns, and whether R is singular."""
@@ -209,6 +233,14 @@ class Triangular(DenseSolver):
 
     The operator needs the tag LOWER_TRIANGULAR or UPPER_TRIANGULAR. The other triangle is not read.
     The adjoint of a lower triangular operator gets the tag UPPER_TRIANGULAR, and conversely.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import LinearOperator, Triangular, linear_solve
+        >>> matrix = torch.tensor([[4.0, 9.0], [2.0, 5.0]])  # the 9 is not read
+        >>> A = LinearOperator.from_matrix(matrix, ["lower_triangular"])
+        >>> linear_solve(A, torch.tensor([1.0, 2.0]), Triangular()).value
+        tensor([0.2500, 0.3000])
     """
 
     def init(self, operator: BoundOperator, like: Tensor) -> Factors:
@@ -255,6 +287,12 @@ class Diagonal(Solver):
         ridge: Solve with A + ridge I; None: no ridge.
         on_fail: What to do with a zero on the diagonal: "raise", "warn" or "ignore".
         estimate_condition: Whether to compute `Stats.condition`.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import Diagonal, linear_solve
+        >>> linear_solve(torch.diag(torch.tensor([2.0, 4.0])), torch.ones(2), Diagonal()).value
+        tensor([0.5000, 0.2500])
     """
 
     ridge: float | Tensor | None = None

@@ -29,6 +29,13 @@ class GMRES(IterativeSolver):
         Y. Saad, M. H. Schultz, GMRES: A Generalized Minimal Residual Algorithm for Solving
         Nonsymmetric Linear Systems, SIAM J. Sci. Stat. Comput. 7, 1986,
         https://doi.org/10.1137/0907058
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import GMRES, linear_solve
+        >>> A = torch.tensor([[4.0, 1.0], [2.0, 3.0]])
+        >>> linear_solve(A, torch.tensor([1.0, 2.0]), GMRES(restart=2)).value
+        tensor([0.1000, 0.6000])
     """
 
     restart: int = 20

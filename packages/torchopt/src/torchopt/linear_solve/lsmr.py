@@ -41,6 +41,13 @@ class LSMR(IterativeSolver):
     References:
         D. C.-L. Fong, M. Saunders, LSMR: An Iterative Algorithm for Sparse Least-Squares Problems,
         SIAM J. Sci. Comput. 33, 2011, https://doi.org/10.1137/10079687X
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import LSMR, linear_solve
+        >>> A = torch.tensor([[4.0, 1.0], [2.0, 3.0]])
+        >>> linear_solve(A, torch.tensor([1.0, 2.0]), LSMR()).value
+        tensor([0.1000, 0.6000])
     """
 
     def compute(self, state: Problem, b: Tensor, x0: Tensor | None = None) -> Computed:

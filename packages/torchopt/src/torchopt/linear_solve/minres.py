@@ -25,6 +25,13 @@ class MINRES(IterativeSolver):
     References:
         C. C. Paige, M. A. Saunders, Solution of Sparse Indefinite Systems of Linear Equations, SIAM
         J. Numer. Anal. 12, 1975, https://doi.org/10.1137/0712047
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import MINRES, linear_solve
+        >>> A = torch.tensor([[4.0, 1.0], [1.0, -3.0]])  # indefinite
+        >>> linear_solve(A, torch.tensor([1.0, 2.0]), MINRES()).value
+        tensor([ 0.3846, -0.5385])
     """
 
     def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:

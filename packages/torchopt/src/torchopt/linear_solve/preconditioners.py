@@ -36,6 +36,14 @@ class Jacobi:
     Attributes:
         diagonal: The diagonal as a tree like b. None: it is computed by n products with A, which
             pays if the preconditioner is used for several solves or products are cheap.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import CG, Jacobi, linear_solve
+        >>> A = torch.diag(torch.tensor([1.0, 10.0, 100.0]))
+        >>> solvers = CG(), CG(M=Jacobi())
+        >>> [int(linear_solve(A, torch.ones(3), solver).stats.iterations) for solver in solvers]
+        [3, 1]
     """
 
     diagonal: Any = None
@@ -62,6 +70,15 @@ class Nystrom:
     References:
         Z. Frangella, J. A. Tropp, M. Udell, Randomized Nyström Preconditioning, SIAM J. Matrix
         Anal. Appl. 44, 2023, https://arxiv.org/abs/2110.02820, algorithms 2.1 and 5.1
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import CG, Nystrom, linear_solve
+        >>> A = torch.diag(1 + 1000 * torch.arange(1, 101).double() ** -2)
+        >>> solvers = CG(), CG(M=Nystrom(rank=20))
+        >>> a, b = (linear_solve(A, torch.ones(100).double(), x).stats.iterations for x in solvers)
+        >>> bool(b < 0.6 * a)
+        True
     """
 
     rank: int

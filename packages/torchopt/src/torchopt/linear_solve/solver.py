@@ -297,7 +297,7 @@ def push_forward(function: Callable[..., Tensor], primals: Tensors, tangents: Te
 
 
 def solve_once(solver: Solver, operator: BoundOperator, b: Tensor) -> Tensor:
-    """Return what a solver answers for A x = b, its ridge included, without derivatives."""
+    """Return the solution of A x = b from a solver, with its ridge and without derivatives."""
     mv, rmv, layout, tags = operator.mv, operator.rmv, operator.layout, operator.tags
     solver, system, b = solver.reformulate(LinearOperator(lambda: (mv, rmv), (), layout, tags), b)
     answer: Tensor = solver.compute(solver.init(system.bound(), b), b).value

@@ -42,7 +42,7 @@ class InnerResult(NamedTuple):
 
     Attributes:
         params: Tree like the initial parameters; with `tasks`, each leaf `[tasks, ...]`.
-        state: The optimizer's state, for `state=` of a call that goes on from here.
+        state: The optimizer's state, for `state=` of a call that continues from here.
         losses: The losses before each step, `[steps]`; with `tasks`, `[tasks, steps]`.
         aux: What the loss returned besides its value, a tree with the leaves of all steps stacked
             like `losses`; None if it returned nothing else.

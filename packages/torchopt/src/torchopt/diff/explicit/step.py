@@ -346,7 +346,7 @@ def start(call: Call, optimizer: GradientTransformation, tensors: Sequence[Any])
     params = [separate(x.view_as(x)) if isinstance(x, Tensor) else x for x in params]
     if call.state is not None:
         state = call.state.filled(tensors)
-        if call.tasks is not None:  # a number for all, from which each task goes on by itself
+        if call.tasks is not None:  # tasks share a 0-dim entry at the start, but not later
             state = [_for_each(x, call.tasks) if is_smooth(x) else x for x in state]
         return Carry(tuple(params), tuple(state), call.state.spec)
 

@@ -65,6 +65,11 @@ class FromDistribution(Directions):
         independent: Whether the entries of a sample are independent and identically distributed,
             for any shape. Then one call draws all leaves of many small directions.
         moments: Mean and variance of independent entries, if they are known.
+
+    Example:
+        >>> source = FromDistribution(torch.randn)
+        >>> source.draw([torch.zeros(2, 3)], seed=0, start=0, stop=5)[0].shape
+        torch.Size([5, 2, 3])
     """
 
     sample: Callable[..., Any]

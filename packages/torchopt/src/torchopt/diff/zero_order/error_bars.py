@@ -44,7 +44,12 @@ def scaled(coefficients: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def effective_sample_size(coefficients: Tensor) -> float:
-    """Return (sum |c_i|)^2 / sum c_i^2, or N if all are zero."""
+    """Return (sum |c_i|)^2 / sum c_i^2, or N if all are zero.
+
+    Example:
+        >>> effective_sample_size(torch.ones(4)), effective_sample_size(torch.tensor([0.0, 3.0]))
+        (4.0, 1.0)
+    """
     c = coefficients.detach().to(device="cpu", dtype=torch.float64)
     if not c.any():
         return float(len(c))

@@ -342,7 +342,11 @@ def multi_point(pairs: int) -> Estimator:
 
 
 def as_estimator(method: str | Estimator) -> Estimator:
-    """Return the estimator named `method`, or `method` itself if it is one."""
+    """Return the estimator named `method`, or `method` itself if it is one.
+
+    Raises:
+        ValueError: There is no estimator of this name.
+    """
     if isinstance(method, Estimator):
         return method
     if method not in ESTIMATORS:
@@ -375,6 +379,9 @@ def shaped(estimator: Estimator, utility: Callable[[Tensor], Tensor] = centered_
     Args:
         estimator: An estimator that does not use f(theta).
         utility: Maps losses `[N, K]` to utilities of the same shape, small for small losses.
+
+    Raises:
+        ValueError: The estimator uses f(theta).
     """
     if estimator.uses_center:
         raise ValueError(

@@ -173,6 +173,11 @@ class Rademacher(_Independent):
     """Directions of independent signs +1 and -1, as in SPSA.
 
     Among directions with independent entries they give the least variance.
+
+    Example:
+        >>> z = Rademacher().draw([torch.zeros(2, 3)], seed=0, start=0, stop=5)[0]
+        >>> z.shape, z.unique()
+        (torch.Size([5, 2, 3]), tensor([-1.,  1.]))
     """
 
     def fill(self, out: Tensor, generator: torch.Generator) -> None:

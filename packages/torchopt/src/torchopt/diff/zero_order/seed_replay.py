@@ -306,7 +306,17 @@ def combine(
     directions: Gaussian | Rademacher | None = None,
     center: Tensor | None = None,
 ) -> SeedGradient:
-    """Return the gradient from the losses of all directions, `[N, K]`; see `losses`."""
+    """Return the gradient from the losses of all directions, `[N, K]`; see `losses`.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0])
+        >>> def share(start):
+        ...     return losses(lambda: (w**2).sum(), [w], seed=0, start=start, stop=start + 50)
+        >>> gradient = combine(torch.cat([share(0), share(50)]), [w], seed=0)
+        >>> gradient.add_to_([w], -0.1)  # a step of SGD
+        >>> (w**2).sum().item() < 5
+        True
+    """
     estimator = as_estimator(method)
     source = Gaussian() if directions is None else directions
     if losses.ndim != 2 or losses.shape[1] != len(estimator.offsets):

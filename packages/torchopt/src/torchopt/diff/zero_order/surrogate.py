@@ -44,6 +44,13 @@ def control_variate(
 
     Raises:
         ValueError: The estimator is not linear in the losses.
+
+    Example:
+        >>> from torchopt.diff.zero_order.estimators import antithetic
+        >>> losses = torch.tensor([[0.1, -0.1]])  # of f(x) = 2 x_0 + x_1, at 0.1 z and -0.1 z
+        >>> z = [torch.tensor([[1.0, -1.0]])]
+        >>> control_variate(antithetic, losses, z, 0.1, [torch.tensor([2.0, 1.0])]).abs()
+        tensor([[0., 0.]])
     """
     require_linear(estimator)
     losses = widened(losses)

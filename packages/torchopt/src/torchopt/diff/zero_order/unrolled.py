@@ -145,7 +145,18 @@ def truncated_es(
     sigma: float,
     directions: Directions | None = None,
 ) -> UnrolledEstimator:
-    """Return evolution strategies that are biased: they ignore effects beyond a window."""
+    """Return evolution strategies that are biased: they ignore effects beyond a window.
+
+    Example:
+        >>> from torchopt.diff.zero_order.directions import Rademacher
+        >>> loop = InnerLoop(lambda p: torch.zeros_like(p), lambda p, s, t: (s + p, s + p), 4)
+        >>> es = truncated_es(loop, window=2, num_pairs=2, sigma=0.1, directions=Rademacher())
+        >>> theta = torch.tensor(1.0, dtype=torch.float64)
+        >>> first, state = es.estimate(theta, es.init(theta, seed=0))
+        >>> second, _ = es.estimate(theta, state)
+        >>> round((first.gradient + second.gradient).item(), 6)  # 1 + 2, twice; the exact sum is 10
+        6.0
+    """
     return _pair("fresh", loop, window, num_pairs, sigma, directions)
 
 
@@ -157,7 +168,17 @@ def persistent_es(
     sigma: float,
     directions: Directions | None = None,
 ) -> UnrolledEstimator:
-    """Return persistent evolution strategies: each window draws new directions and adds them up."""
+    """Return persistent evolution strategies: each window draws new directions and adds them up.
+
+    Example:
+        >>> loop = InnerLoop(lambda p: torch.zeros_like(p), lambda p, s, t: (s + p, s + p), 4)
+        >>> es = persistent_es(loop, window=2, num_pairs=1000, sigma=0.1)
+        >>> theta = torch.tensor(1.0, dtype=torch.float64)
+        >>> first, state = es.estimate(theta, es.init(theta, seed=0))
+        >>> second, _ = es.estimate(theta, state)
+        >>> abs((first.gradient + second.gradient).item() - 10) < 2  # 1 + 2 + 3 + 4
+        True
+    """
     return _pair("sum", loop, window, num_pairs, sigma, directions)
 
 
@@ -169,7 +190,18 @@ def noise_reuse_es(
     sigma: float,
     directions: Directions | None = None,
 ) -> UnrolledEstimator:
-    """Return noise-reuse evolution strategies: a pair keeps one direction for an episode."""
+    """Return noise-reuse evolution strategies: a pair keeps one direction for an episode.
+
+    Example:
+        >>> from torchopt.diff.zero_order.directions import Rademacher
+        >>> loop = InnerLoop(lambda p: torch.zeros_like(p), lambda p, s, t: (s + p, s + p), 4)
+        >>> es = noise_reuse_es(loop, window=2, num_pairs=2, sigma=0.1, directions=Rademacher())
+        >>> theta = torch.tensor(1.0, dtype=torch.float64)
+        >>> first, state = es.estimate(theta, es.init(theta, seed=0))
+        >>> second, _ = es.estimate(theta, state)
+        >>> round((first.gradient + second.gradient).item(), 6)  # 1 + 2 + 3 + 4
+        10.0
+    """
     return _pair("reuse", loop, window, num_pairs, sigma, directions)
 
 

@@ -37,6 +37,10 @@ def nes_utilities(losses: Tensor) -> Tensor:
     References:
         D. Wierstra, T. Schaul, T. Glasmachers, Y. Sun, J. Peters, J. Schmidhuber, Natural Evolution
         Strategies, JMLR 15, 2014, section 3.1.
+
+    Example:
+        >>> nes_utilities(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        tensor([-0.4804, -0.0196,  0.2500,  0.2500])
     """
     n = losses.numel()
     k = _ranks(losses) + 1.0
@@ -49,6 +53,10 @@ def z_scores(losses: Tensor) -> Tensor:
     """Return the losses minus their mean, divided by their standard deviation; 0 if all are equal.
 
     If a loss is not finite, all scores are NaN, and so is the gradient.
+
+    Example:
+        >>> z_scores(torch.tensor([1.0, 2.0, 3.0, 2.0]))
+        tensor([-1.4142,  0.0000,  1.4142,  0.0000])
     """
     wide = widened(losses)
     largest = wide.abs().amax()
