@@ -12,7 +12,7 @@ from optimizers import ROWS, SMOOTH
 from torch import Tensor
 
 import torchopt
-from torchopt.errors import MismatchError
+from torchopt.errors import MismatchError, NotDifferentiableError
 from torchopt.optimizers import stages
 from torchopt.tree import tree_leaves
 
@@ -46,6 +46,37 @@ def test_states_are_in_8_bits_and_steps_are_close() -> None:
     # 100 steps of 1e-4, of which less than a tenth is rounding.
     torch.testing.assert_close(coded, plain, rtol=0, atol=1e-3)
     assert not torch.equal(coded, plain)
+
+
+LEARNED: dict[str, Any] = {
+    "step size": lambda h: torchopt.adam(h),
+    "decay of a moment": lambda h: torchopt.sgd(0.1, momentum=h),
+    "schedule": lambda h: torchopt.sgd(lambda count: h / (count + 1)),
+    "weight decay": lambda h: torchopt.adamw(0.1, weight_decay=h),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_codes_cut_off_no_derivative_of_a_number(name: str) -> None:
+    h = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    params = torch.linspace(-1, 1, 8, dtype=torch.float64, requires_grad=True)
+    optimizer = torchopt.transform.in_8_bits(LEARNED[name](h), min_size=1)
+    state, grads = optimizer.init(params), params.detach() ** 3
+    with pytest.raises(NotDifferentiableError, match="numbers are constants"):
+        optimizer.update(grads, state, params=params, inplace=False)
+    with torch.no_grad():
+        optimizer.update(grads, state, params=params, inplace=False)
+
+
+@pytest.mark.parametrize("make", [torchopt.sgd, torchopt.adamw])
+def test_codes_take_trained_parameters_and_refuse_differentiated_ones(make: Any) -> None:
+    start = torch.linspace(-1, 1, 8, dtype=torch.float64, requires_grad=True)
+    optimizer = torchopt.transform.in_8_bits(make(0.1, weight_decay=0.1), min_size=1)
+    state, grads = optimizer.init(start), start.detach() ** 3
+    updates, state = optimizer.update(grads, state, params=start, inplace=False)
+    assert not updates.requires_grad
+    with pytest.raises(NotDifferentiableError, match="numbers are constants"):
+        optimizer.update(grads, state, params=start * 1, inplace=False)
 
 
 @pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}], ids=["adam", "with decay"])

@@ -14,7 +14,7 @@ from torchopt.base import GradientTransformation, Wrapper, require_transformatio
 from torchopt.errors import NotDifferentiableError
 from torchopt.params.sharded import require_whole
 from torchopt.tree import tree_leaves, tree_map
-from torchopt.tree_function import any_watched, is_traced
+from torchopt.tree_function import any_watched, is_traced, is_transforming
 
 __all__ = ["Quantized", "in_8_bits"]
 
@@ -92,21 +92,36 @@ class InEightBits(Wrapper):
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner`."""
-        read = [x for x in (*tree_leaves(updates), *tree_leaves(state)) if isinstance(x, Tensor)]
-        if not is_traced() and any_watched(read):
-            raise NotDifferentiableError(
-                "in_8_bits: expected gradients without a graph or transform, because codes have no "
-                "derivative; use the optimizer without in_8_bits to differentiate steps, or detach "
-                "the gradients"
-            )
+        _require_constants(
+            (updates, state),
+            "gradients without a graph or transform, because codes have no derivative; use the "
+            "optimizer without in_8_bits to differentiate steps, or detach the gradients",
+        )
 
         def full(x: Any) -> Any:
             return dequantize(x, self.block_size) if isinstance(x, Quantized) else x
 
         state = tree_map(full, state, is_leaf=lambda x: isinstance(x, Quantized))
-        with torch.no_grad():
-            stepped, state = self.inner.update(updates, state, params=params, inplace=inplace)
+        # The parameters that a program trains in place are leaves of its graph.
+        params = tree_map(lambda p: p.detach() if _is_trained(p) else p, params)
+        stepped, state = self.inner.update(updates, state, params=params, inplace=inplace)
+        _require_constants(
+            (stepped, state),
+            "an optimizer whose numbers are constants, got one of numbers or parameters that are "
+            "differentiated; detach them, step under torch.no_grad(), or use the optimizer without "
+            "in_8_bits",
+        )
         return stepped, self._quantized(state)
+
+
+def _is_trained(p: Any) -> bool:
+    return isinstance(p, Tensor) and p.is_leaf and not is_transforming()
+
+
+def _require_constants(trees: Any, expected: str) -> None:
+    """Raise if a derivative of a tensor is taken, which codes would cut off."""
+    if not is_traced() and any_watched([x for x in tree_leaves(trees) if isinstance(x, Tensor)]):
+        raise NotDifferentiableError(f"in_8_bits: expected {expected}")
 
 
 def in_8_bits(
