@@ -20,6 +20,8 @@ class BiCGSTAB(IterativeSolver):
     the number of steps. The residual may increase and the recurrence may break down; then use
     GMRES.
 
+    The common options are those of `IterativeSolver`.
+
     References:
         H. A. van der Vorst, Bi-CGSTAB: A Fast and Smoothly Converging Variant of Bi-CG for the
         Solution of Nonsymmetric Linear Systems, SIAM J. Sci. Stat. Comput. 13, 1992,

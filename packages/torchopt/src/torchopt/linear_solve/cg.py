@@ -41,6 +41,8 @@ class CG(IterativeSolver):
     where κ is the condition number of M A. k steps take k + 1 products with A; the last one is for
     the reported residual.
 
+    The common options are those of `IterativeSolver`.
+
     References:
         M. R. Hestenes, E. Stiefel, Methods of Conjugate Gradients for Solving Linear Systems, J.
         Res. Natl. Bur. Stand. 49, 1952, https://doi.org/10.6028/jres.049.044
@@ -104,6 +106,8 @@ class NormalCG(CG):
     MINRES for symmetric A, and GMRES for other A if it converges. The iteration stops by ‖Aᴴ r‖
     relative to ‖Aᴴ b‖, and is repeated if ‖r‖ is not small then. With a ridge the system is
     (AᴴA + ridge I) x = Aᴴ b. M approximates (AᴴA)⁻¹.
+
+    The common options are those of `IterativeSolver`.
 
     Example:
         >>> import torch

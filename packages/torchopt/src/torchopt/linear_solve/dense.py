@@ -141,6 +141,8 @@ def _negligible_pivot(diagonal: Tensor) -> Tensor:
 class LU(DenseSolver):
     """Gaussian elimination with partial pivoting, for any non-singular A.
 
+    The common options are those of `DenseSolver`.
+
     Example:
         >>> import torch
         >>> from torchopt.linear_solve import LU, linear_solve
@@ -176,6 +178,8 @@ class LU(DenseSolver):
 class Cholesky(DenseSolver):
     """The factorisation A = L Lᴴ for Hermitian positive definite A, half the work of LU.
 
+    The common options are those of `DenseSolver`.
+
     Example:
         >>> import torch
         >>> from torchopt.linear_solve import Cholesky, linear_solve
@@ -199,6 +203,8 @@ class Cholesky(DenseSolver):
 
 class QR(DenseSolver):
     """The factorisation A = Q R, twice the work of LU, and stable without pivoting.
+
+    The common options are those of `DenseSolver`.
 
     Example:
         >>> import torch
@@ -233,6 +239,8 @@ class Triangular(DenseSolver):
 
     The operator needs the tag LOWER_TRIANGULAR or UPPER_TRIANGULAR. The other triangle is not read.
     The adjoint of a lower triangular operator gets the tag UPPER_TRIANGULAR, and conversely.
+
+    The common options are those of `DenseSolver`.
 
     Example:
         >>> import torch

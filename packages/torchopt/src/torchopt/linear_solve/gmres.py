@@ -22,6 +22,8 @@ class GMRES(IterativeSolver):
     `maxiter` cycles, each with `restart` products and `restart` vectors in memory; if `restart` is
     at least n, the first cycle is exact. The Arnoldi basis is orthogonalised twice.
 
+    The common options are those of `IterativeSolver`.
+
     Attributes:
         restart: The number of products in a cycle, >= 1.
 

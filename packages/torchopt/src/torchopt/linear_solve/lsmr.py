@@ -38,6 +38,8 @@ class LSMR(IterativeSolver):
     updated in each step. If the residual does not vanish because b is not in the range of A, the
     status is SINGULAR and the value is the least-squares solution.
 
+    The common options are those of `IterativeSolver`.
+
     References:
         D. C.-L. Fong, M. Saunders, LSMR: An Iterative Algorithm for Sparse Least-Squares Problems,
         SIAM J. Sci. Comput. 33, 2011, https://doi.org/10.1137/10079687X

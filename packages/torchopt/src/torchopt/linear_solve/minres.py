@@ -22,6 +22,8 @@ class MINRES(IterativeSolver):
     rotations, as in section 6.2 of the reference. The residual vector is updated in each step, so
     that the iteration stops by ‖b - A x‖ also with a preconditioner.
 
+    The common options are those of `IterativeSolver`.
+
     References:
         C. C. Paige, M. A. Saunders, Solution of Sparse Indefinite Systems of Linear Equations, SIAM
         J. Numer. Anal. 12, 1975, https://doi.org/10.1137/0712047

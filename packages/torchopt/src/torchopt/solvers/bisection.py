@@ -25,6 +25,8 @@ class Bisection(RootSolver):
     only gives shape and dtype. Here `tol` is the distance to the root, not ‖F‖; the default is as
     small as rounding allows.
 
+    The common options are those of `Solver`.
+
     Attributes:
         lower: A lower bound of the root, a number or a tensor that broadcasts to the start.
         upper: An upper bound of the root, likewise. In every element, F must have different signs

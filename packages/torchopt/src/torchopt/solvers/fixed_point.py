@@ -29,6 +29,8 @@ def _outcome(state: State, count: Tensor) -> Outcome:
 class FixedPointIteration(FixedPointSolver):
     """The iteration x ← x + damping (T(x) - x), which converges if T is a contraction.
 
+    The common options are those of `Solver`.
+
     Attributes:
         damping: The factor of the step, in (0, 1]; 1 is the plain iteration.
 
@@ -59,6 +61,8 @@ class Anderson(FixedPointSolver):
     """Anderson mixing: the next point is the combination of the last ones with least residual.
 
     For a linear T it is equivalent to GMRES, and exact after n + 1 evaluations if history ≥ n.
+
+    The common options are those of `Solver`.
 
     Attributes:
         history: How many differences are kept, >= 1.
@@ -113,6 +117,8 @@ class Anderson(FixedPointSolver):
 @dataclass(frozen=True)
 class Broyden(FixedPointSolver):
     """Broyden's method for T(x) - x; the inverse Jacobian starts as -I and gets rank-one updates.
+
+    The common options are those of `Solver`.
 
     Attributes:
         history: How many updates are kept, two vectors each; the oldest is dropped.

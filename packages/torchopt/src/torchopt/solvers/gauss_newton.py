@@ -31,6 +31,8 @@ class GaussNewton(LeastSquares):
     the fewest steps close to a solution. Far from one, or where J loses rank, `LevenbergMarquardt`
     is safer.
 
+    The common options are those of `LeastSquares`.
+
     References:
         Nocedal, Wright, Numerical optimization, 2006, section 10.3, equation 10.23.
         Triggs, McLauchlan, Hartley, Fitzgibbon, Bundle adjustment, a modern synthesis, 2000,
@@ -73,6 +75,8 @@ class LevenbergMarquardt(LeastSquares):
     D consists of the largest norms so far of the columns of √W J, so the units of the unknowns do
     not matter. λ is multiplied by max(1/3, 1 - (2 ϱ - 1)³) after a step whose decrease is ϱ times
     the predicted one, and by 2, 4, 8, ... after failed attempts.
+
+    The common options are those of `LeastSquares`.
 
     Attributes:
         damping: The first λ, relative to D², > 0.
@@ -130,6 +134,8 @@ class Dogleg(LeastSquares):
     The step ends where a path leaves the region. The path goes along -D⁻² g to the minimum of the
     model in that direction, and from there to the Gauss-Newton step. A step takes one
     factorisation, however many radii are tried.
+
+    The common options are those of `LeastSquares`.
 
     References:
         Powell, A hybrid method for nonlinear equations, 1970.

@@ -23,6 +23,8 @@ class GradientDescent(Minimizer):
     The line search starts at the Barzilai-Borwein step (Two-point step size gradient methods, 1988,
     equation 5). `LBFGS` needs fewer evaluations on almost every problem.
 
+    The common options are those of `Solver`.
+
     Attributes:
         lr: The fixed step; None: a line search, which needs no constant of the problem.
 

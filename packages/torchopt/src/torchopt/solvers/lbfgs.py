@@ -22,6 +22,8 @@ class LBFGS(Minimizer):
 
     It keeps 2 `history` vectors. An update whose curvature is not positive is skipped.
 
+    The common options are those of `Solver`.
+
     Attributes:
         history: How many pairs of steps and gradient differences are kept, >= 1.
 

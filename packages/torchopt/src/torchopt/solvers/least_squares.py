@@ -43,18 +43,18 @@ class LeastSquares(Solver):
 
     Attributes:
         loss: rho: "linear" (ρ(z) = z), "soft_l1", "huber", "cauchy" or "arctan", as in
-        `scipy.optimize.least_squares`; or a function of z ≥ 0 that acts element by element and
-        is twice differentiable, with ρ(0) = 0 and ρ'(0) = 1.
+            `scipy.optimize.least_squares`; or a function of z ≥ 0 that acts element by element and
+            is twice differentiable, with ρ(0) = 0 and ρ'(0) = 1.
         scale: C > 0, in the units of r; larger residuals are outliers. A number, a 0-dim tensor, or
-        a function of *args that returns one and is differentiated.
+            a function of *args that returns one and is differentiated.
         lower: The lower bounds; a start outside of the bounds is moved inside. None, a number, a
-        tensor that broadcasts to every leaf of x, or a tree of those that is a prefix of x; or
-        a function of *args that returns one and is differentiated.
+            tensor that broadcasts to every leaf of x, or a tree of those that is a prefix of x; or
+            a function of *args that returns one and is differentiated.
         upper: The upper bounds, likewise.
         step_solver: How the linear systems of the steps are solved. "dense": by a QR factorisation
-        of the Jacobian. "blocks": the same for all blocks together, if every leaf of x and of r
-        is `[blocks, ...]` and block i of r depends only on block i of x. A solver of
-        `torchopt.linear_solve`: by products with J and Jᵀ only. None: "dense" up to 256
+            of the Jacobian. "blocks": the same for all blocks together, if every leaf of x and of r
+            is `[blocks, ...]` and block i of r depends only on block i of x. A solver of
+            `torchopt.linear_solve`: by products with J and Jᵀ only. None: "dense" up to 256
             unknowns, then `CG(rtol=1e-3)`.
     """
 

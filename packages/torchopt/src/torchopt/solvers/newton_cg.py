@@ -31,6 +31,8 @@ class NewtonCG(Minimizer):
     ‖H d + g‖ ≤ min(1/2, √‖g‖) ‖g‖, which makes the convergence superlinear, or when they find that
     the Hessian is not positive definite.
 
+    The common options are those of `Solver`.
+
     Attributes:
         max_products: The largest number of Hessian-vector products for a direction; None: the
             number of unknowns, but at least 10.
@@ -95,6 +97,8 @@ class Newton(RootSolver):
 
     It converges quadratically close to a regular root. There is no line search, so from a distant
     start it may diverge, which is reported.
+
+    The common options are those of `Solver`.
 
     Attributes:
         step_solver: The solver of the linear systems of the steps.

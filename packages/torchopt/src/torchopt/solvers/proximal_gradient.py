@@ -150,6 +150,8 @@ class ProximalGradient(_CompositeSolver):
     Call it with f, as in `ProximalGradient(prox=prox)(f, start, *args)`. It iterates
     x ← prox(y - s ∇f(y), s), where y extrapolates the last two points.
 
+    The common options are those of `Solver`.
+
     Attributes:
         lr: A fixed step s, below 2 / L for the Lipschitz constant L of ∇f; None: backtracking.
         prox: A function of (v, step, *args) that returns the prox of step times the penalty, a tree
@@ -185,6 +187,8 @@ class ProximalGradient(_CompositeSolver):
 @dataclass(frozen=True)
 class ProjectedGradient(_CompositeSolver):
     """Accelerated projected gradient descent for f(x, *args) on a convex set.
+
+    The common options are those of `Solver`.
 
     Attributes:
         lr: A fixed step, below 2 / L for the Lipschitz constant L of ∇f; None: backtracking.
