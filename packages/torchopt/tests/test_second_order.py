@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import logging
 import types
@@ -452,3 +453,22 @@ def test_a_missing_compiler_is_reported() -> None:
         pytest.raises(CompilerError, match=r"C\+\+ compiler.*trace"),
     ):
         torchopt.second_order.compile(lambda z: (z**5).sum() * 1.25)(z)
+
+
+def test_a_call_is_freed_with_its_results() -> None:
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x.exp()
+        return y, y.sin()
+
+    fast = torchopt.second_order.compile(both, execute="trace")
+    x = torch.ones(1000, requires_grad=True)
+    fast(x)
+    gc.collect()
+    gc.disable()  # a cycle would stay
+    try:
+        result = fast(x)
+        alive = [weakref.ref(y) for y in result]
+        del result
+        assert [y() for y in alive] == [None, None]
+    finally:
+        gc.enable()

@@ -84,7 +84,8 @@ class _Evaluation:
         count = len(self._form.graph)
         self.values, self._kept = found[:count], found[count:]
         self._versions = versions(self._kept)
-        return tuple(x for x, g in zip(self.values, self._form.graph) if g)
+        # What this holds is none of its outputs: they have a graph, which holds this.
+        return tuple(x.detach() for x, g in zip(self.values, self._form.graph) if g)
 
     def pull_back(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
@@ -326,6 +327,7 @@ class _Tracing:
                 (whole,),
                 WORDS,
                 states=seen.retaken(),
+                compiled=compiled,
             )
             if alone or not values:
                 return trace.program(WORDS, compiled=compiled)

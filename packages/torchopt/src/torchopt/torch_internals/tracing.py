@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,16 +14,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "SMALL_BYTES",
     "HostReadError",
     "draws_numbers",
+    "flattened",
     "hooks_of_all_modules",
     "is_host_read",
     "lifted_constants",
+    "pack_between",
     "repeats_removed",
     "split_graph",
     "traced_graph",
+    "unflattened",
     "writes",
 ]
+
+SMALL_BYTES = 2**16  # larger tensors are not packed with others
+aten = torch.ops.aten
 
 
 class HostReadError(Exception):
@@ -174,7 +183,7 @@ _LONG = {
 def _is_fused(node: torch.fx.Node) -> bool:
     """Return whether an operation is nearly free in a compiled program."""
     schema, tags = getattr(node.target, "_schema", None), getattr(node.target, "tags", ())
-    if node.op == "get_attr":
+    if node.op == "get_attr" or node.target is operator.getitem:
         return True
     if schema is None or _draws(node):
         return False
@@ -222,6 +231,60 @@ def writes(nodes: Iterable[torch.fx.Node]) -> bool:
     """Return whether one of these operations writes to an argument."""
     schemas = [getattr(n.target, "_schema", None) for n in nodes if n.op == "call_function"]
     return any(schema is not None and schema.is_mutable for schema in schemas)
+
+
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the elements of tensors of one dtype, one after the other."""
+    found: Tensor = torch._C._nn.flatten_dense_tensors(list(tensors))
+    return found
+
+
+def unflattened(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the parts of `flat` that have these shapes, one after the other."""
+    sizes = [math.prod(shape) for shape in shapes]
+    return [x.view(shape) for x, shape in zip(flat.split(sizes), shapes)]
+
+
+def pack_between(first: torch.fx.GraphModule, second: torch.fx.GraphModule, begin: int) -> None:
+    """Let small results of one graph, which another takes as its first arguments, share a buffer.
+
+    Args:
+        first: Its output is a list.
+        second: It takes the results of the first from `begin` on.
+        begin: Where those are among the results.
+    """
+    *_, output = first.graph.nodes
+    (results,) = output.args
+    made = list(results[begin:])
+    arguments = [n for n in second.graph.nodes if n.op == "placeholder"][: len(made)]
+    values = [n.meta["val"] for n in made]
+    dtype = next((x.dtype for x in values if x.is_floating_point()), None)
+    inside = [i for i, x in enumerate(values) if x.dtype is dtype and _is_packed(x)]
+    if len(inside) < 2:
+        return
+    with first.graph.inserting_before(output):
+        rows = [first.graph.call_function(aten.reshape.default, (made[i], [-1])) for i in inside]
+        buffer = first.graph.call_function(aten.cat.default, (rows,))
+    output.args = ([*results[:begin], buffer, *(n for i, n in enumerate(made) if i not in inside)],)
+    with second.graph.inserting_before(next(iter(second.graph.nodes))):
+        taken = second.graph.placeholder("packed")
+    after = [n for n in second.graph.nodes if n.op == "placeholder"][-1]
+    start = 0
+    for i in inside:
+        end = start + values[i].numel()
+        with second.graph.inserting_after(after):
+            row = second.graph.call_function(aten.slice.Tensor, (taken, 0, start, end))
+        with second.graph.inserting_after(row):
+            part = second.graph.call_function(aten.view.default, (row, list(values[i].shape)))
+        arguments[i].replace_all_uses_with(part)
+        second.graph.erase_node(arguments[i])
+        start, after = end, part
+    first.recompile()
+    second.recompile()
+
+
+def _is_packed(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.is_contiguous() and x.nbytes <= SMALL_BYTES
 
 
 def _extracted(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from typing import Any
 
@@ -251,3 +252,29 @@ def test_a_budget_has_binary_and_decimal_units(letter: str, power: int) -> None:
     assert in_bytes(f"1.5{letter}") is None
     assert shown(12 * 1024**power) == f"12{letter}iB"
     assert shown(12 * 1024**power + 1) == f"13{letter}iB"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"execute": e, "keep": k} for e in ("eager", "trace") for k in ("all", "steps", 2)]
+    + [{"execute": "trace", "unroll": 2}],
+)
+def test_a_run_is_freed_with_its_results(options: dict[str, Any]) -> None:
+    params = {k: x.clone().requires_grad_() for k, x in START.items()}
+    inner = torchopt.inner_loop(loss_of, torchopt.adam(0.1), steps=4, **options)
+
+    def gradient() -> None:
+        result = inner(params, BATCH)
+        torch.autograd.grad(sum((x**2).sum() for x in result.params.values()), params.values())
+
+    gradient()  # what is traced, and remembered, stays
+    gc.collect()
+    gc.disable()  # which would free a cycle
+    try:
+        with CountBytes() as count:
+            gradient()
+            left = count.now
+            gc.collect()
+            assert left == count.now
+    finally:
+        gc.enable()

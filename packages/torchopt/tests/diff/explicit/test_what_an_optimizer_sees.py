@@ -147,7 +147,7 @@ def test_a_schedule_with_its_own_state_is_differentiated(options: Any) -> None:
 def test_a_loss_that_holds_another_value_is_not_traced_for_the_run(
     keep: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace, "_kept", trace._Kept())
+    monkeypatch.setattr(trace, "_kept", trace.Kept())
     held = [1.5]
 
     def inner(w: Tensor) -> Tensor:

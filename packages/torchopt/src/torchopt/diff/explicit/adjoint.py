@@ -319,7 +319,7 @@ def _differences(
 
 
 def pull_back_start(
-    call: Call, inputs: Leaves, cotangents: Sequence[Tensor | None], *, apart: bool = False
+    call: Call, inputs: Leaves, cotangents: Sequence[Tensor | None]
 ) -> dict[Input, Tensor]:
     """Return the cotangents of the inputs that flow through the start of the run.
 
@@ -327,20 +327,12 @@ def pull_back_start(
         call: The call.
         inputs: The inputs.
         cotangents: The cotangents of the smooth tensors of the carry at the start.
-        apart: Whether `starts_apart` is known to be true.
     """
     leaves = list(inputs.tensors)
+    # A state that is given does not depend on the optimizer.
+    apart = call.state is not None
     where = [i for i in call.wanted if not call.by_step(i) and not (apart and i in call.hypers)]
     with torch.enable_grad():
         first = start(call, call.optimizer if apart else inputs.optimizer, leaves)
         found = pulled(first.smooth, cotangents, [leaves[i] for i in where])
     return {(i, None): c for i, c in zip(where, found) if c is not None}
-
-
-def starts_apart(call: Call, inputs: Leaves) -> bool:
-    """Return whether the start of a run is independent of the tensors of the optimizer."""
-    hypers = [inputs.tensors[i] for i in call.hypers if i in call.wanted]
-    with torch.enable_grad():
-        first = start(call, inputs.optimizer, inputs.tensors).smooth
-    ones = [torch.ones_like(x) for x in first]
-    return all(g is None for g in pulled(first, ones, hypers))

@@ -76,7 +76,7 @@ def snapshots_within(call: Call, budget: str, *, beside: int = 1) -> int:
 
 def _measured(call: Call) -> tuple[int, int]:
     """Return the bytes of a step with its adjoint, and those of a snapshot."""
-    inputs = Leaves.of(call, call.inputs)
+    inputs = Leaves(call, call.inputs)
     tensors = inputs.constants
     optimizer = call.optimizer_with(tensors)
     seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken(silent=True)

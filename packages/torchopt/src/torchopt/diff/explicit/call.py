@@ -42,10 +42,17 @@ class Hole:
 
 @dataclass(frozen=True)
 class Template:
-    """A tree with holes for its tensors."""
+    """A tree with holes for its tensors.
+
+    Attributes:
+        leaves: Its leaves, with `Hole`s for tensors.
+        spec: Its structure.
+        known_orders: `orders`, if they are known.
+    """
 
     leaves: tuple[Any, ...]
     spec: PyTreeSpec
+    known_orders: tuple[tuple[Any, ...], ...] | None = None
 
     def fill(self, tensors: Sequence[Any], step: int = 0) -> Any:
         """Return the tree with these tensors; a tensor with a slice for each step is sliced."""
@@ -65,6 +72,8 @@ class Template:
     @functools.cached_property
     def orders(self) -> tuple[tuple[Any, ...], ...]:
         """The keys of each dict in insertion order, which is not part of the structure."""
+        if self.known_orders is not None:
+            return self.known_orders
         found: list[tuple[Any, ...]] = []
 
         def noted(x: Any) -> bool:
@@ -101,7 +110,18 @@ class Inputs:
                 self.dims.append(dim)
             else:
                 made.append(x)
-        return Template(tuple(made), spec)
+        return Template(tuple(made), spec, _orders_at_sight(tree))
+
+
+def _orders_at_sight(tree: Any) -> tuple[tuple[Any, ...], ...] | None:
+    """Return the orders of a tree without inner trees; None of others."""
+    if isinstance(tree, Tensor):
+        return ()
+    is_dict = type(tree) in DICTS
+    flat = is_dict or type(tree) in (list, tuple)
+    if not (flat and all(type(x) is Tensor for x in (tree.values() if is_dict else tree))):
+        return None
+    return (tuple(tree),) if is_dict else ()
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ def _run_traced(call: Call, keep: int | str, execute: str, unroll: int) -> Outpu
             keep_gradients=keep == "all" or call.derivative != "reverse",
             keep_all=bool(differentiated and keep == "all" and _is_whole(call)),
             unroll=unroll,
+            differentiated=bool(differentiated),
         )
     if differentiated:
         return _swept(run, call)

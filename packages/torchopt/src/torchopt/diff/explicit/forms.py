@@ -20,6 +20,7 @@ from torchopt.diff.explicit.trace import Program
 from torchopt.errors import NotTraceableError
 
 __all__ = [
+    "EMPTY",
     "WHERE",
     "Form",
     "Nothing",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 WHERE = "inner_loop: execute"
+EMPTY = torch.empty(0)  # where a form has any tensor
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,11 @@ class Pull:
             the step to the cotangents before it.
         present: Which smooth tensors of the carry before the step have a cotangent.
         places: Positions of the inputs that the remaining cotangents belong to.
-        apart: Whether the start of the run is independent of the tensors of the optimizer.
     """
 
     program: Program
     present: list[bool]
     places: list[int]
-    apart: bool
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,6 @@ class Form:
     @staticmethod
     def of(before: Carry, after: Carry, aux: Sequence[Aux], grads: Sequence[Any]) -> Form:
         """Return the form of a step."""
-        empty = torch.empty(0)
         unlike = [
             tuple(x for x in (*c.params, *c.state) if not isinstance(x, Tensor))
             for c in (before, after)
@@ -92,7 +91,7 @@ class Form:
                 f'that changes a {type(changed).__name__}; use execute="eager".'
             )
         return Form(
-            after.with_tensors([empty] * len(after.tensors())),
+            after.with_tensors([EMPTY] * len(after.tensors())),
             tuple(
                 Aux(tuple(_like(x) if isinstance(x, Tensor) else x for x in a.leaves), a.spec)
                 for a in aux
@@ -106,17 +105,21 @@ class Form:
         self, found: Sequence[Tensor]
     ) -> tuple[Carry, list[Tensor], list[Aux], list[Any], list[Tensor]]:
         """Split the results into carry, losses, aux, gradient and the tensors for the adjoint."""
-        return self.carry_of(found), *self.beside(found)
+        return self.carry_of(found), *self.beside(found, self._size)
 
     def carry_of(self, found: Sequence[Tensor]) -> Carry:
         """Return the carry among the results."""
         return self.carry.with_tensors([found[i] for i in self.where])
 
     def beside(
-        self, found: Sequence[Tensor]
+        self, found: Sequence[Tensor], begin: int
     ) -> tuple[list[Tensor], list[Aux], list[Any], list[Tensor]]:
-        """Return losses, aux, gradient and the tensors for the adjoint among the results."""
-        begin = self._size
+        """Return losses, aux, gradient and the tensors for the adjoint among the results.
+
+        Args:
+            found: The results.
+            begin: The number of results of the carry.
+        """
         end = begin + len(self.aux)
         values = list(found[begin:end])
         if self._is_plain:

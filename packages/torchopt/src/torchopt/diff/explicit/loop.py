@@ -238,10 +238,15 @@ class Explicit(Engine):
             blocks=self._blocks(),
             host=self.keep_on == "host",
             judge=None if differences is None else Judge(differences, self.report),
-            plain=are_plain(params, batch, batches, meta)
-            and is_sealed_without(self.loss, EXCHANGED),
+            plain=are_plain(params, batch, batches, meta) and self._is_sealed(),
             **fields,
         )
+
+    def _is_sealed(self) -> bool:
+        """Return whether it is plain that the loss depends only on its arguments."""
+        if self.execute == "eager":
+            return is_sealed_without(self.loss, EXCHANGED)
+        return self._memory.is_sealed(self.loss)  # a program is of what the loss reaches anyway
 
     def _blocks(self) -> tuple[nn.Module, ...]:
         if self.derivative != "mixed":

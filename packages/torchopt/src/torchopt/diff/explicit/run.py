@@ -49,7 +49,6 @@ class Run:
         self.outputs: Outputs  # the form of what `evaluate` returned
         self._seen: Any  # the surroundings at the start
         self._tail: Any = None  # a `Tail` or an object with its methods
-        self._apart = False  # whether the start is known not to depend on the optimizer's tensors
         self._moments = Moments(call)
 
     # -- the run itself
@@ -239,7 +238,7 @@ class Run:
         smooth = [c for c, x in zip(of_carry, form.carry.tensors()) if is_smooth(x)]
         of_losses = next(remaining)
         of_aux = list(remaining)
-        sums, leaves = _Sums(call, tensors), Leaves.of(call, tensors)
+        sums, leaves = _Sums(call, tensors), Leaves(call, tensors)
         dim = 0 if call.tasks is None else 1
 
         def given(step: int) -> list[Tensor | None]:
@@ -258,7 +257,7 @@ class Run:
             smooth, more = self._pulled(moment, leaves, steps, here)
             sums.add(more)
         if call.first == 0:
-            sums.add(pull_back_start(call, leaves, smooth, apart=self._apart))
+            sums.add(self._pulled_start(leaves, smooth))
         if call.judge is not None:
             call.judge.settle()
         return sums.found()
@@ -268,6 +267,11 @@ class Run:
     ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
         """Return the cotangents of the state before the steps and of the inputs."""
         return pull_back_steps(self.call, moment, inputs, steps, cotangents, moment.seen.replayed)
+
+    def _pulled_start(self, inputs: Leaves, smooth: Sequence[Tensor | None]) -> dict[Input, Tensor]:
+        """Return the cotangents of the inputs that flow through the start of the run."""
+        with self._seen.replayed():  # an optimizer may draw its state
+            return pull_back_start(self.call, inputs, smooth)
 
     def _is_small(self, carry: Carry) -> bool:
         """Return whether several steps may be reversed together, which pays if they are short."""

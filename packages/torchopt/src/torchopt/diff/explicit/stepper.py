@@ -19,6 +19,7 @@ from torchopt.base import GradientTransformation, require_transformation
 from torchopt.diff.closure import ATOMS, captured, root_of
 from torchopt.diff.explicit.fingerprint import Fingerprint, join
 from torchopt.diff.explicit.reached import Reached
+from torchopt.diff.sealed import EXCHANGED, is_sealed_without
 
 __all__ = ["Memory", "Stepper"]
 
@@ -65,6 +66,7 @@ class Memory:
     def __init__(self) -> None:
         self.sizes: dict[Any, int] = {}  # see `Call`
         self._loss: tuple[Any, Reached] | None = None
+        self._sealed: tuple[Fingerprint, bool] | None = None
         self._last: tuple[Any, Hashable, Stepper] | None = None
 
     def __reduce__(self) -> Any:
@@ -97,10 +99,20 @@ class Memory:
 
     def reach(self, loss: Any, stepper: Stepper) -> Fingerprint:
         """Return the present fingerprint of the loss and an optimizer."""
+        return join(self._reached(loss).now(), stepper.reach())
+
+    def is_sealed(self, loss: Any) -> bool:
+        """Return `is_sealed_without(loss, EXCHANGED)`, looked up again only where that changed."""
+        reached, known = self._reached(loss).now(), self._sealed
+        if known is None or known[0] is not reached:
+            self._sealed = known = reached, is_sealed_without(loss, EXCHANGED)
+        return known[1]
+
+    def _reached(self, loss: Any) -> Reached:
         known = self._loss
         if known is None or known[0] is not loss:
             self._loss = known = loss, Reached(loss)
-        return join(known[1].now(), stepper.reach())
+        return known[1]
 
 
 def _key(hypers: dict[str, Any]) -> Hashable:

@@ -16,6 +16,7 @@ from torchopt.diff.explicit.adjoint import Cotangents
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.forms import Form, distinct_tensors
 from torchopt.diff.explicit.moments import Moment
+from torchopt.diff.explicit.packing import Packing
 from torchopt.diff.explicit.step import Aux, Carry
 from torchopt.diff.explicit.taken import inputs_of
 from torchopt.diff.explicit.trace import Program, versions
@@ -27,13 +28,22 @@ __all__ = ["LaterMoment", "Straight"]
 class LaterMoment:
     """A moment of a run that is assembled on demand."""
 
-    def __init__(self, carry: Carry, where: Sequence[int], tensors: list[Tensor], seen: object):
-        self._carry, self._where, self._tensors, self._seen = carry, where, tensors, seen
+    def __init__(
+        self,
+        carry: Carry,
+        where: Sequence[int],
+        packing: Packing,
+        tensors: list[Tensor],
+        seen: object,
+    ) -> None:
+        self._carry, self._where, self._packing = carry, where, packing
+        self._tensors, self._seen = tensors, seen
 
     def fetched(self) -> Moment:
         """Return the moment."""
-        tensors = [self._tensors[i] for i in self._where]
-        return Moment(self._carry.with_tensors(tensors), self._seen)  # type: ignore[arg-type]
+        once = self._packing.unpacked(self._tensors)
+        carry = self._carry.with_tensors([once[i] for i in self._where])
+        return Moment(carry, self._seen)  # type: ignore[arg-type]
 
 
 class _Caller:
@@ -81,28 +91,38 @@ class Straight:
         self._call, self._program, self._start = call, program, carry
         self._require_same = require_same
         self._form: Form = program.form
-        self._tensors, self._where = distinct_tensors(carry.tensors())
+        once, self._where = distinct_tensors(carry.tensors())
+        self._packing = program.taken or Packing(len(once))
+        self._tensors = self._packing.packed(once)
         self._others = [*given, *(held[i] for i in program.held)]
-        self._kept: list[tuple[Sequence[Tensor], list[int]]] = []
+        self._kept: list[Sequence[Tensor]] = []
+        self._watched: list[Tensor] = []
+        self._versions: list[int] = []
         self.ends: list[Tensor] = []  # the smooth tensors of the last carry
 
     def run(self, count: int, seen: object) -> tuple[Carry, list[Tensor], list[Aux], list[object]]:
         """Return the carry after `count` calls, the losses, their aux, and the moments before."""
         form, size, call = self._form, len(self._tensors), _Caller(self._program)
         losses, aux, before = list[Tensor](), list[Aux](), self._tensors
-        moments: list[object] = [LaterMoment(self._start, self._where, before, seen)]
-        found: Sequence[Tensor] = ()
+        packing = self._packing
+        moments: list[object] = [LaterMoment(self._start, self._where, packing, before, seen)]
         for number in range(count):
-            if number:
-                moments.append(LaterMoment(form.carry, form.where, before, seen))
+            if number and form.pull is not None:
+                moments.append(LaterMoment(form.carry, form.where, packing, before, seen))
             found = call([*before, *self._others])
             before = list(found[:size])
-            values, more, _, rest = form.beside(found)
-            self._kept.append((rest, versions(rest)))
+            values, more, _, rest = form.beside(found, size)
+            if form.pull is not None:
+                self._kept.append(rest)
             losses += values
             aux += more
-        carry = form.carry_of(found)
+        carry = form.carry_of(packing.unpacked(before))
         self.ends = carry.smooth
+        if packing.places:  # whose parts share its memory and its version
+            carry = form.carry_of([x.clone() for x in packing.unpacked(before)])
+        # Nobody else has what lies between the first step and the last.
+        self._watched = [x for rest in (*self._kept[:1], *self._kept[-1:]) for x in rest]
+        self._versions = versions(self._watched)
         return carry, losses, aux, moments
 
     def pull_back(self, cotangents: Cotangents) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
@@ -113,18 +133,19 @@ class Straight:
         """
         pull = self._form.pull
         assert pull is not None
-        call, size = _Caller(pull.program), sum(pull.present)
+        packing = pull.program.taken or Packing(len(self.ends))
+        call, size = _Caller(pull.program), packing.count - pull.present.count(False)
         zeros: list[Tensor] = [torch.zeros_like(x) for x in self.ends]
-        smooth = [z if c is None else c for c, z in zip(cotangents.carry, zeros)]
+        smooth = packing.packed([z if c is None else c for c, z in zip(cotangents.carry, zeros)])
         total: list[Tensor] = []
+        if versions(self._watched) != self._versions:
+            self._require_same()
         while self._kept:
-            saved, counted = self._kept.pop()
-            if versions(saved) != counted:
-                self._require_same()
+            saved = self._kept.pop()
             found = list(call([*saved, *smooth]))
             del saved  # so that its memory can be reused for the next
             smooth, others = found[:size], found[size:]
-            if size < len(zeros):
+            if size < packing.count:  # and nothing is packed
                 remaining = iter(smooth)
                 smooth = [next(remaining) if p else z for p, z in zip(pull.present, zeros)]
             if not total:
@@ -132,5 +153,5 @@ class Straight:
             elif others:
                 torch._foreach_add_(total, others)
         taken = inputs_of(self._call, range(self._call.steps))
-        out = [x if p else None for p, x in zip(pull.present, smooth)]
+        out = [x if p else None for p, x in zip(pull.present, packing.unpacked(smooth))]
         return out, dict(zip((taken[k] for k in pull.places), total))

@@ -29,7 +29,7 @@ class Tail:
 
     def __init__(self, call: Call, carry: Carry, tensors: Sequence[Tensor], first: int) -> None:
         self._call, self.first = call, first
-        self._inputs = Leaves.of(call, tensors)
+        self._inputs = Leaves(call, tensors)
         self._variables = Variables.of(call, carry, self._inputs, range(first, call.steps))
         self._carry = self._variables.carry
         self._losses: list[Tensor] = []

@@ -100,7 +100,7 @@ def pulled_flat(
         smooth, more = pull_back_steps(
             call,
             Moment(before, None, None if grads is None else [*grads]),  # type: ignore[arg-type]
-            Leaves.of(call, full),
+            Leaves(call, full),
             range(t, t + 1),
             Cotangents(smooth, [losses]),
             contextlib.nullcontext,

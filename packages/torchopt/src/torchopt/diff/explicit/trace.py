@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from torchopt import torch_internals
+from torchopt.diff.explicit.convolutions import ConvolutionsAsProducts
 from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint
+from torchopt.diff.explicit.program import Program
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import CompilerError, NotTraceableError
 
 __all__ = [
+    "Kept",
     "Program",
     "Programs",
     "Trace",
@@ -35,49 +39,7 @@ __all__ = [
 MOST = 64  # programs that are kept
 logger = logging.getLogger(__name__)
 LIBRARIES = ("torch", "torchopt", "optree")
-
-
-@dataclass(frozen=True)
-class Program:
-    """A traced function of a list of tensors.
-
-    Attributes:
-        function: The code.
-        held: Positions, among the tensors that the traced function reaches, of those that are
-            further arguments.
-        strides: The strides that the code requires; empty if it accepts any.
-        draws: Whether it draws random numbers.
-        form: What the caller needs to interpret the returned list.
-        writes: Whether it writes to buffers of modules, as a BatchNorm does.
-    """
-
-    function: Callable[..., Any]
-    held: tuple[int, ...]
-    strides: tuple[tuple[int, ...], ...]
-    draws: bool
-    form: Any
-    writes: bool = False
-
-    def __call__(self, tensors: Sequence[Tensor], held: Sequence[Tensor]) -> Sequence[Any]:
-        """Return the results for these arguments, given all tensors that the function reaches."""
-        found: Sequence[Any] = self.function(
-            *self.fitted([*tensors, *(held[i] for i in self.held)])
-        )
-        return found
-
-    def fitted(self, arguments: list[Tensor]) -> list[Tensor]:
-        """Return the arguments with the required strides; the same list if they fit."""
-        wrong = [i for i, x in enumerate(self.strides) if arguments[i].stride() != x]
-        if not wrong:
-            return arguments
-        fitted = list(arguments)
-        for i in wrong:
-            fitted[i] = _with_stride(arguments[i], self.strides[i])
-        return fitted
-
-
-def _with_stride(x: Tensor, stride: tuple[int, ...]) -> Tensor:
-    return x.new_empty_strided(x.shape, stride).copy_(x)
+Made = TypeVar("Made")
 
 
 class Programs(NamedTuple):
@@ -87,21 +49,36 @@ class Programs(NamedTuple):
     kept: int
 
 
-class _Kept:
-    """A cache of programs by key; the least recently used one is dropped."""
+class Kept(Generic[Made]):
+    """A cache by key; the least recently used entry is dropped."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.by_key: OrderedDict[Hashable, Program] = OrderedDict()
-        self.traced = 0
+        self._lock = threading.RLock()
+        self._by_key: OrderedDict[Hashable, Made] = OrderedDict()
+        self.made = 0
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def get(self, key: Hashable, make: Callable[[], Made]) -> tuple[Made, bool]:
+        """Return the entry for a key, and whether it was made now."""
+        with self._lock:
+            if key in self._by_key:
+                self._by_key.move_to_end(key)
+                return self._by_key[key], False
+            found = self._by_key[key] = make()
+            self.made += 1
+            while len(self._by_key) > MOST:
+                self._by_key.popitem(last=False)
+            return found, True
 
 
-_kept = _Kept()
+_kept: Kept[Program] = Kept()
 
 
 def programs() -> Programs:
     """Return how many programs were traced in this process, and how many are in the cache."""
-    return Programs(_kept.traced, len(_kept.by_key))
+    return Programs(_kept.made, len(_kept))
 
 
 def traced(key: Hashable, what: str, make: Callable[[], Program]) -> Program:
@@ -112,18 +89,10 @@ def traced(key: Hashable, what: str, make: Callable[[], Program]) -> Program:
         what: A description for the log.
         make: Traces the program.
     """
-    with _kept.lock:
-        found = _kept.by_key.get(key)
-        if found is not None:
-            _kept.by_key.move_to_end(key)
-            return found
-        found = make()
-        _kept.by_key[key] = found
-        _kept.traced += 1
-        while len(_kept.by_key) > MOST:
-            _kept.by_key.popitem(last=False)
-        logger.info("traced %s (program %d; %d kept)", what, _kept.traced, len(_kept.by_key))
-        return found
+    found, new = _kept.get(key, make)
+    if new:
+        logger.info("traced %s (program %d; %d kept)", what, _kept.made, len(_kept))
+    return found
 
 
 @dataclass(frozen=True)
@@ -183,13 +152,16 @@ class Trace:
             self.graph, count, cotangents, recompute=compiled
         )
         given = [*self.examples[: cotangents.start], *(x.detach() for x in self.held)]
+        if compiled:
+            torch_internals.pack_between(first, second, count)
         value = ready(first, given, self.places, self.form, words, compiled=compiled)
         code = value.function
         value = replace(value, function=lambda *x: [*code(*x), *(x[i] for i in passed)])
         with torch.no_grad():
             kept = list(value.function(*given))[count:]
         taken = [*kept, *self.examples[cotangents.start :]]
-        return value, ready(second, taken, (), None, words, compiled=compiled)
+        pull = ready(second, taken, (), None, words, compiled=compiled)
+        return value, replace(pull, begin=len(kept))
 
 
 def ready(
@@ -224,6 +196,7 @@ def make_trace(
     words: Words,
     *,
     states: Surroundings,
+    compiled: bool,
 ) -> Trace:
     """Trace a function.
 
@@ -233,6 +206,7 @@ def make_trace(
         reach: The functions of the user that it calls.
         words: For messages.
         states: The present surroundings; buffers of modules are copies, so it may write to them.
+        compiled: Whether the graph is for a compiler.
 
     Raises:
         NotTraceableError: The function reads values on the host, has side effects, draws random
@@ -248,7 +222,8 @@ def make_trace(
     distinct = [x.detach().clone() for x in examples]
     before = fingerprint(*reach)
     counted = versions((*before.tensors, *distinct))
-    graph = _graph(flat, distinct, before, words)
+    with ConvolutionsAsProducts() if compiled else contextlib.nullcontext():
+        graph = _graph(flat, distinct, before, words)
     if states.moved_outside_torch():
         raise NotTraceableError(
             f"{words.where}: expected torch's random numbers, which a traced program draws again, "
@@ -292,7 +267,8 @@ def make_program(
         CompilerError: See `ready`.
     """
     with seen.retaken().replayed():
-        trace = make_trace(function, examples, reach, words, states=seen.retaken())
+        states = seen.retaken()
+        trace = make_trace(function, examples, reach, words, states=states, compiled=compiled)
         return trace.program(words, compiled=compiled)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.explicit.adjoint import Cotangents, gradient, starts_apart
+from torchopt.diff.explicit.adjoint import Cotangents, pull_back_start
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.forms import (
     WHERE,
@@ -29,7 +29,7 @@ from torchopt.diff.explicit.forms import (
 )
 from torchopt.diff.explicit.moments import Moment
 from torchopt.diff.explicit.run import Run
-from torchopt.diff.explicit.step import Aux, Carry, start, update
+from torchopt.diff.explicit.step import Aux, Carry, start
 from torchopt.diff.explicit.straight import Straight
 from torchopt.diff.explicit.taken import (
     add_up,
@@ -39,12 +39,13 @@ from torchopt.diff.explicit.taken import (
     tensors_at,
     with_given,
 )
-from torchopt.diff.explicit.trace import Program, Words, make_program, make_trace, traced, versions
+from torchopt.diff.explicit.trace import Program, Words, make_program, traced, versions
+from torchopt.diff.explicit.traced_start import Started, traced_start
 from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.explicit.variables import Input, Leaves
+from torchopt.diff.explicit.whole import results_of, whole_program
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotTraceableError
-from torchopt.torch_internals import draws_numbers, repeats_removed
 
 __all__ = ["TracedRun"]
 
@@ -61,6 +62,7 @@ class TracedRun(Run):
         keep_gradients: Whether a gradient is kept beside each state.
         keep_all: Whether intermediate results of a step are kept for its adjoint.
         unroll: How many steps a program takes; a remainder is taken one by one.
+        differentiated: Whether there may be a backward pass.
     """
 
     def __init__(
@@ -72,10 +74,11 @@ class TracedRun(Run):
         keep_gradients: bool,
         keep_all: bool = False,
         unroll: int = 1,
+        differentiated: bool = True,
     ) -> None:
         super().__init__(call, snapshots)
         self._compiled, self._keep_gradients = compiled, keep_gradients
-        self._keep_all, self._unroll = keep_all, unroll
+        self._keep_all, self._unroll, self._differentiated = keep_all, unroll, differentiated
         self._saved: dict[int, tuple[Pull, list[Tensor], list[int]]] = {}
         self._reach = call.reach()
         self._versions = versions(self._reach.tensors)
@@ -86,6 +89,8 @@ class TracedRun(Run):
         self._last: list[Tensor] = []
         self._ends: list[Tensor] = []
         self._straight: Straight | None = None
+        self._started: Started | None = None
+        self._at_start: Any = Nothing()  # what the optimizer saw, where it may be made otherwise
 
     def _parts(self) -> list[range]:
         """Return the steps, split by the programs that take them."""
@@ -109,13 +114,9 @@ class TracedRun(Run):
     def _make(self, function: Any, examples: Sequence[Tensor]) -> Program:
         call = self.call
         self._reach.require_same(call.reach(), WHERE, WORDS.way_out)
+        surroundings, reach = self._surroundings(), (call.loss, call.optimizer)
         program = make_program(
-            function,
-            examples,
-            self._surroundings(),
-            (call.loss, call.optimizer),
-            WORDS,
-            compiled=self._compiled,
+            function, examples, surroundings, reach, WORDS, compiled=self._compiled
         )
         if (program.draws or program.writes) and call.derivative == "first_order":
             raise NotTraceableError(
@@ -134,7 +135,7 @@ class TracedRun(Run):
         def stepped(*flat: Tensor) -> tuple[list[Tensor], Form]:
             before = carry.with_tensors([flat[i] for i in where])
             full = with_given(self.call, flat[len(once) :], steps)
-            return self._results(before, full, steps, with_gradient=len(steps) == 1)[:2]
+            return results_of(self.call, before, full, steps, with_gradient=len(steps) == 1)[:2]
 
         def make() -> Program:
             whole = self._whole(carry, [*once, *inputs], steps) if keep_all else None
@@ -149,60 +150,11 @@ class TracedRun(Run):
         key = ("step", keep_all, self._key(carry, steps))
         return traced(key, f"{count} of {described(self.call, self._compiled)}", make)
 
-    def _results(
-        self, before: Carry, full: list[Any], steps: range, *, with_gradient: bool
-    ) -> tuple[list[Tensor], Form, list[tuple[Carry, list[Any]]]]:
-        """Return the results of steps, their form, and the state and gradient of each step."""
-        call, after = self.call, before
-        optimizer, values, aux, seen = call.optimizer_with(full), [], [], []
-        for t in steps:
-            grads, value, extra = gradient(call, after, full, t)
-            seen.append((after, grads))
-            values.append(value)
-            aux.append(extra)
-            after = update(call, optimizer, grads, after).detached()
-        returned = grads if with_gradient else [None] * len(grads)
-        others = [x for a in aux for x in a.leaves if isinstance(x, Tensor)]
-        distinct, _ = distinct_tensors(after.tensors())
-        form = Form.of(before, after, aux, returned)
-        return [*distinct, *values, *others, *present(returned)], form, seen
-
     def _whole(self, carry: Carry, given: list[Tensor], steps: range) -> Program | None:
-        """Return a program of steps that keeps the tensors for their adjoint; its form has both.
-
-        None if the loss draws random numbers or anything is written in place, because parts of the
-        program run later than others.
-        """
-        once, where = distinct_tensors(carry.tensors())
-        size = len(given)
-
-        def stepped(flat: Sequence[Tensor]) -> tuple[Any, ...]:
-            before = carry.with_tensors([flat[i] for i in where])
-            full = with_given(self.call, flat[len(once) : size], steps)
-            return full, *self._results(before, full, steps, with_gradient=False)
-
-        def joint(*flat: Tensor) -> tuple[list[Tensor], Any]:
-            full, results, form, seen = stepped(flat)
-            nothing: list[list[Tensor | None]] = [[None] * (1 + len(a.smooth)) for a in form.aux]
-            here = Cotangents([*flat[size:]], nothing)
-            found, pulled = pulled_flat(self.call, seen, full, steps, here)
-            return [*results, *found], (len(results), form, pulled)
-
         surroundings = self._surroundings()
-        with surroundings.retaken().replayed():
-            _, results, form, _ = stepped(given)
-            like = [torch.zeros_like(x) for x in form.read(results)[0].smooth]
-        reach = self.call.loss, self.call.optimizer
-        with surroundings.retaken().replayed():
-            states = surroundings.retaken()
-            trace = make_trace(joint, [*given, *like], reach, WORDS, states=states)
-            if trace.writes or draws_numbers(trace.graph) or not repeats_removed(trace.graph):
-                return None
-            count, form, (present, places) = trace.form
-            cotangents = range(size, size + len(like))
-            program, pull = trace.parted(count, cotangents, WORDS, compiled=self._compiled)
-            apart = starts_apart(self.call, Leaves.of(self.call, self.call.inputs))
-        return replace(program, form=replace(form, pull=Pull(pull, present, places, apart)))
+        return whole_program(
+            self.call, carry, given, steps, surroundings, WORDS, compiled=self._compiled
+        )
 
     def _first(self, carry: Carry, tensors: Sequence[Tensor]) -> Program:
         """Return the program of the first step, which decides how the others are run."""
@@ -211,7 +163,6 @@ class TracedRun(Run):
         if self._seeing:
             self._seen = self._surroundings()
         self._uniform = program.form.stable and len(self.call.batches) == 1
-        self._apart = program.form.pull is not None and program.form.pull.apart
         return program
 
     def _adjoint(
@@ -265,17 +216,18 @@ class TracedRun(Run):
         call = self.call
         tensors = [x.detach() for x in inputs]
         places = {call.first, *self._places(), call.steps - 1}
-        # Outside of any graph, the optimizer's own tensors can be used.
-        first = start(call, call.optimizer, tensors).detached()
-        carry = with_counts(first, call.params.spec)
+        first, carry = self._begin(tensors)
         program, losses, aux = self._first(carry, tensors), list[Tensor](), list[Aux]()
         seen: Any = self._seen
         parts = self._parts()
-        if self._uniform and call.alike and program.form.pull and call.steps % self._unroll == 0:
+        if self._goes_straight(program):
             given = tensors_at(call, tensors, parts[0])
-            self._straight = Straight(call, program, carry, given, self._held(), self._changed)
-            carry, losses, aux, moments = self._straight.run(len(parts), seen)
-            self._moments.update(zip((part.start for part in parts), moments))
+            straight = Straight(call, program, carry, given, self._held(), self._changed)
+            carry, losses, aux, moments = straight.run(len(parts), seen)
+            self._last = straight.ends
+            if self._differentiated:
+                self._straight = straight
+                self._moments.update(zip((part.start for part in parts), moments))
             parts = []
         for part, following in itertools.zip_longest(parts, parts[1:]):
             t, before = part.start, carry
@@ -291,11 +243,33 @@ class TracedRun(Run):
             aux += extra
             if following is not None:
                 program = self._next(program, carry, tensors, following, part)
-        carry = with_ints(carry, first)
-        self._last = carry.smooth
+        self._last = self._last or carry.smooth
+        # What the run holds is none of its outputs: they have a graph, which holds the run.
+        carry = with_ints(carry, first).detached()
         found = Outputs.of(call, carry, losses, aux)
         self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
         return self._flat(found)
+
+    def _begin(self, tensors: list[Tensor]) -> tuple[Carry, Carry]:
+        """Return the start of the run as the optimizer makes it, or the form of that, and with
+        tensors for the integers of the state.
+        """
+        call = self.call
+        form = traced_start(call, self._common, self._surroundings, WORDS)
+        if form is None:
+            if call.state is None:
+                self._at_start = self._surroundings()
+            # Outside of any graph, the optimizer's own tensors can be used.
+            first = start(call, call.optimizer, tensors).detached()
+            return first, with_counts(first, call.params.spec)
+        self._started = form(tensors, self._reach.tensors)
+        return form.first, self._started.carry
+
+    def _goes_straight(self, program: Program) -> bool:
+        """Return whether all steps are taken by one program, whose results are all that is kept."""
+        kept = program.form.pull is not None or not self._differentiated
+        alike = self._uniform and not self._seeing and self.call.alike
+        return kept and alike and self.call.steps % self._unroll == 0
 
     def _next(
         self, program: Program, carry: Carry, tensors: list[Tensor], steps: range, last: range
@@ -345,6 +319,12 @@ class TracedRun(Run):
         found = pull.program([*saved, *present(self._dense(cotangents.carry))], ())
         self._ends = moment.carry.smooth
         return read_pulled(self.call, found, pull.present, pull.places, steps)
+
+    def _pulled_start(self, inputs: Leaves, smooth: Sequence[Tensor | None]) -> dict[Input, Tensor]:
+        if self._started is None:
+            with self._at_start.replayed():
+                return pull_back_start(self.call, inputs, smooth)
+        return self._started.pull_back(present(self._dense(smooth)))
 
     def _dense(self, smooth: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the cotangents of the carry, with zeros for None."""

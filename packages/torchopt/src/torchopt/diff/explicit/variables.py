@@ -24,15 +24,26 @@ class Leaves:
     """The inputs of a call as leaves of graphs, made once for all steps of a sweep.
 
     Attributes:
-        constants: The inputs, outside of any graph.
-        tensors: The inputs; those that are differentiated and have no slice for each step are
-            leaves that require a gradient.
         call: The call.
+        given: The inputs.
     """
 
-    constants: list[Tensor]
-    tensors: list[Tensor]
     call: Call
+    given: Sequence[Tensor]
+
+    @functools.cached_property
+    def constants(self) -> list[Tensor]:
+        """The inputs, outside of any graph."""
+        return [x.detach() for x in self.given]
+
+    @functools.cached_property
+    def tensors(self) -> list[Tensor]:
+        """The same; those that are differentiated, and are not given by step, are leaves."""
+        leaves = [x.detach() for x in self.given]
+        for i in self.call.wanted:
+            if not self.call.by_step(i):
+                leaves[i] = leaves[i].requires_grad_()
+        return leaves
 
     @functools.cached_property
     def optimizer(self) -> GradientTransformation:
@@ -46,16 +57,6 @@ class Leaves:
     @functools.cached_property
     def _varies(self) -> bool:
         return bool(self.call.hypers and what_varies(self.call.optimizer))
-
-    @staticmethod
-    def of(call: Call, tensors: Sequence[Tensor]) -> Leaves:
-        """Return leaves for the inputs of a call."""
-        constants = [x.detach() for x in tensors]
-        leaves = [x.detach() for x in tensors]
-        for i in call.wanted:
-            if not call.by_step(i):
-                leaves[i] = leaves[i].requires_grad_()
-        return Leaves(constants, leaves, call)
 
 
 # An input: its index, and the step if a slice for one step is meant, None for the whole tensor.

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A traced function, ready to be called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from torchopt.diff.explicit.packing import Packing
+
+__all__ = ["Program"]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced function of a list of tensors.
+
+    Attributes:
+        function: The code.
+        held: Which of the tensors that the traced function reaches are further arguments.
+        strides: The strides that the code is made for; empty if it takes any.
+        draws: Whether it draws random numbers.
+        form: What its caller needs to make sense of the list that it returns.
+        writes: Whether it writes to buffers of modules, as a BatchNorm does.
+        begin: Which of its arguments is the first of those that `taken` packs.
+        taken: How the code takes some of the arguments; None: as they are.
+        given: How it returns the first results.
+    """
+
+    function: Callable[..., Any]
+    held: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    draws: bool
+    form: Any
+    writes: bool = False
+    begin: int = 0
+    taken: Packing | None = None
+    given: Packing | None = None
+
+    def __call__(self, tensors: Sequence[Tensor], held: Sequence[Tensor]) -> Sequence[Any]:
+        """Return the results for these arguments, given all tensors that the function reaches."""
+        if self.taken is not None:
+            end = self.begin + self.taken.size
+            packed = self.taken.packed(tensors[self.begin : end])
+            tensors = [*tensors[: self.begin], *packed, *tensors[end:]]
+        arguments = self.fitted([*tensors, *(held[i] for i in self.held)])
+        found: Sequence[Any] = self.function(*arguments)
+        if self.given is None:
+            return found
+        count = self.given.count
+        return [*self.given.unpacked(found[:count]), *found[count:]]
+
+    def fitted(self, arguments: list[Tensor]) -> list[Tensor]:
+        """Return the arguments with the strides that the code takes; the same list if they fit."""
+        wrong = [i for i, x in enumerate(self.strides) if arguments[i].stride() != x]
+        if not wrong:
+            return arguments
+        fitted = list(arguments)
+        for i in wrong:
+            fitted[i] = _with_stride(arguments[i], self.strides[i])
+        return fitted
+
+
+def _with_stride(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    return x.new_empty_strided(x.shape, stride).copy_(x)

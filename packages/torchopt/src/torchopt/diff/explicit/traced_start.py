@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start of a traced run, and its adjoint, traced once.
+
+An optimizer makes its state by some hundred calls of Python, more under vmap: that takes longer
+than ten steps of a small problem. As operations alone they are a few tens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.closure import ATOMS
+from torchopt.diff.explicit.adjoint import pulled
+from torchopt.diff.explicit.call import Call, Hole
+from torchopt.diff.explicit.fingerprint import form_of
+from torchopt.diff.explicit.forms import EMPTY, distinct_tensors, fixed, present, with_counts
+from torchopt.diff.explicit.step import Carry, start
+from torchopt.diff.explicit.trace import Kept, Program, Words, make_trace
+from torchopt.diff.explicit.variables import Input
+from torchopt.diff.surroundings import Surroundings
+from torchopt.errors import NotTraceableError
+from torchopt.torch_internals import draws_numbers
+
+__all__ = ["Started", "TracedStart", "traced_start"]
+
+_kept: Kept[TracedStart | None] = Kept()
+
+
+@dataclass(frozen=True)
+class Started:
+    """The start of one run.
+
+    Attributes:
+        form: How it was made.
+        carry: Parameters and state, with tensors for the integers of the state.
+        kept: What the adjoint takes.
+    """
+
+    form: TracedStart
+    carry: Carry
+    kept: list[Tensor]
+
+    def pull_back(self, cotangents: Sequence[Tensor]) -> dict[Input, Tensor]:
+        """Return the cotangents of the inputs from those of the smooth tensors of the carry."""
+        found = self.form.pull([*self.kept, *cotangents], ())
+        return {(i, None): c for i, c in zip(self.form.reached, found)}
+
+
+@dataclass(frozen=True)
+class TracedStart:
+    """The start of runs.
+
+    Attributes:
+        taken: Which inputs of a call the program takes.
+        program: From these to the carry, and what the adjoint takes.
+        pull: The adjoint.
+        carry: The form of the carry.
+        where: Which of the results of the program each tensor of it is.
+        first: The form of the carry with the integers as the optimizer makes them.
+        reached: Which inputs have a cotangent.
+    """
+
+    taken: tuple[int, ...]
+    program: Program
+    pull: Program
+    carry: Carry
+    where: tuple[int, ...]
+    first: Carry
+    reached: tuple[int, ...]
+
+    def __call__(self, tensors: Sequence[Tensor], held: Sequence[Tensor]) -> Started:
+        """Return the start of a run with these inputs."""
+        found = self.program([tensors[i] for i in self.taken], held)
+        carry = self.carry.with_tensors([found[i] for i in self.where])
+        return Started(self, carry, list(found[max(self.where) + 1 :]))
+
+
+def traced_start(
+    call: Call, key: Hashable, surroundings: Callable[[], Surroundings], words: Words
+) -> TracedStart | None:
+    """Return the start of a call's runs; None where it has to be made each time.
+
+    That is so where it draws random numbers, depends on values, or goes on from a state, whose
+    counts are other numbers each time.
+
+    Args:
+        call: The call.
+        key: What all programs of the call depend on.
+        surroundings: Returns what the optimizer sees.
+        words: For messages.
+    """
+    leaves = call.params.leaves
+    if call.state is not None or not all(isinstance(x, (Hole, *ATOMS)) for x in leaves):
+        return None
+    taken = (*(h.index for h in call.params.holes()), *call.hypers)
+    wanted = set(call.wanted)
+    forms = tuple((form_of(call.inputs[i]), i in wanted, call.dims[i]) for i in taken)
+    form, _ = _kept.get(
+        (key, forms, fixed(leaves)), lambda: _made(call, taken, surroundings(), words)
+    )
+    return form
+
+
+def _made(
+    call: Call, taken: tuple[int, ...], surroundings: Surroundings, words: Words
+) -> TracedStart | None:
+    wanted = set(call.wanted)
+    at = [i for i in taken if i in wanted]
+    with torch.no_grad(), surroundings.retaken().replayed():
+        constants = [x.detach() for x in call.inputs]
+        like = [torch.zeros_like(x) for x in start(call, call.optimizer, constants).smooth]
+
+    def joint(*flat: Tensor) -> tuple[list[Tensor], Any]:
+        tensors: list[Tensor] = [x.detach() for x in call.inputs]
+        for i, x in zip(taken, flat):
+            tensors[i] = x.detach().requires_grad_(i in wanted)
+        with torch.enable_grad():
+            first = start(call, call.optimizer_with(tensors), tensors)
+        values = first.detached()
+        carry = with_counts(values, call.params.spec)
+        once, where = distinct_tensors(carry.tensors())
+        found = pulled(first.smooth, flat[len(taken) :], [tensors[i] for i in at])
+        forms = [c.with_tensors([EMPTY] * len(c.tensors())) for c in (carry, values)]
+        reached = tuple(i for i, c in zip(at, found) if c is not None)
+        return [*once, *present(found)], (len(once), where, *forms, reached)
+
+    examples = [*(call.inputs[i].detach() for i in taken), *like]
+    try:
+        with surroundings.retaken().replayed():
+            states = surroundings.retaken()
+            reach = call.loss, call.optimizer
+            trace = make_trace(joint, examples, reach, words, states=states, compiled=False)
+            if trace.writes or draws_numbers(trace.graph):
+                return None
+            count, where, carry, first, reached = trace.form
+            cotangents = range(len(taken), len(examples))
+            program, pull = trace.parted(count, cotangents, words, compiled=False)
+    except NotTraceableError:
+        return None
+    return TracedStart(taken, program, pull, carry, where, first, reached)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start of a traced run is traced too, where it can be; its gradient is that of the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchopt
+from torchopt.base import GradientTransformation
+
+
+def of_values(x: Tensor, lr: Any) -> Tensor:
+    """Return a rate that depends on the initial parameters and on the rate that is given."""
+    return lr / (1 + x.square().sum())
+
+
+def by_branch(x: Tensor, lr: Any) -> Tensor:
+    """Return one that cannot be traced."""
+    return lr * x.square().sum() if bool(x.sum() > 0) else lr * x.sum()
+
+
+def by_chance(x: Tensor, lr: Any) -> Tensor:
+    """Return one that is drawn."""
+    return lr * torch.rand_like(x)
+
+
+STARTS = [of_values, by_branch, by_chance]
+
+
+class Count:
+    """Counts calls, and is no part of what a program depends on."""
+
+    not_searched = True
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+def own(made: Any, count: Count | None = None) -> Any:
+    """Return the constructor of an optimizer that makes its rates when it starts."""
+
+    counted = count or Count()
+
+    def constructor(lr: Any) -> GradientTransformation:
+        def init(params: Any) -> Any:
+            counted.calls += 1
+            return {k: made(x, lr) for k, x in params.items()}
+
+        def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = True) -> Any:
+            return {k: -state[k] * g for k, g in updates.items()}, state
+
+        return GradientTransformation(init, update)
+
+    return constructor
+
+
+def loss(params: dict[str, Tensor], batch: Tensor) -> Tensor:
+    return (params["w"] @ batch + params["b"]).square().sum() + params["b"].pow(4).sum()
+
+
+def gradients(optimizer: Any, execute: str, tasks: int | None, **options: Any) -> list[Tensor]:
+    torch.manual_seed(0)
+    w, b = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    params = {"w": w.requires_grad_(), "b": b.requires_grad_()}
+    shape = (4,) if tasks is None else (tasks, 4)
+    batch = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    lr = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
+    dims = None if tasks is None else (None, 0)
+    inner = torchopt.inner_loop(loss, optimizer, steps=3, tasks=dims, execute=execute, **options)
+    torch.manual_seed(1)
+    result = inner(params, batch, lr=lr)
+    total = sum(x.square().sum() for x in result.params.values()) + result.losses.sum()
+    return [*torch.autograd.grad(total, [w, b, batch, lr])]
+
+
+@pytest.mark.parametrize("keep", ["all", "steps"])
+@pytest.mark.parametrize("made", STARTS)
+def test_the_gradient_flows_through_the_start(made: Any, keep: str) -> None:
+    expected = gradients(own(made), "eager", None)
+    got = gradients(own(made), "trace", None, keep=keep)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_the_gradient_flows_through_the_start_of_each_task() -> None:
+    expected = gradients(own(of_values), "eager", 5)
+    got = gradients(own(of_values), "trace", 5)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("made", "again"), [(of_values, 0), (by_branch, 2), (by_chance, 2)])
+def test_a_start_is_made_again_only_where_it_depends_on_more_than_its_arguments(
+    made: Any, again: int
+) -> None:
+    count = Count()
+    lr = torch.tensor(0.01, dtype=torch.float64)
+    optimizer = own(made, count)(lr)  # a transformation
+    for number in range(3):
+        begin = count.calls
+        w = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+        params = {"w": w, "b": torch.ones(3, dtype=torch.float64)}
+        inner = torchopt.inner_loop(loss, optimizer, steps=2, execute="trace")
+        result = inner(params, torch.ones(4, dtype=torch.float64))
+        (found,) = torch.autograd.grad(result.params["w"].sum(), w)
+        assert found.abs().sum() > 0
+        if number:
+            assert count.calls - begin == again
+
+
+def test_a_start_follows_the_tensors_that_the_optimizer_holds() -> None:
+    lr = torch.tensor(0.01, dtype=torch.float64)
+    found = []
+    for value in (0.01, 0.02):
+        lr.fill_(value)
+        for execute in ("trace", "eager"):
+            inner = torchopt.inner_loop(loss, own(of_values)(lr), steps=2, execute=execute)
+            params = {k: torch.ones(n, dtype=torch.float64) for k, n in (("w", (3, 4)), ("b", 3))}
+            found.append(inner(params, torch.ones(4, dtype=torch.float64)).params["w"])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(found[2], found[3], rtol=1e-12, atol=0)
+    assert (found[0] - found[2]).abs().max() > 1e-4
