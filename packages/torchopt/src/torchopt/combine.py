@@ -21,6 +21,7 @@ from torchopt.base import (
 from torchopt.errors import MismatchError
 from torchopt.precision import as_given, is_special, widened
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
+from torchopt.tree_function import is_traced
 
 __all__ = ["chain", "chain_flat"]
 
@@ -89,11 +90,13 @@ class FlatChain(Chain):
         if params is not None:
             param_leaves = flatten_up_to(spec, params, what, spec_of="updates")
             read = lambda: param_leaves  # noqa: E731
+        traced = is_traced()
         for first, last, part in self.parts:
             # Only the last call writes: if a member raises, no state may have changed.
             writes = inplace and last == len(states)
             members = tuple(states[first:last])
-            found = part and part.part.update(leaves, members, read, inplace=writes)
+            together = part and not traced
+            found = together and part.part.update(leaves, members, read, inplace=writes)
             if found:
                 leaves, states[first:last] = found
                 continue

@@ -11,7 +11,7 @@ from optimizers import CASES
 from torch import Tensor
 
 from torchopt.kernels import native
-from torchopt.kernels.fused_rule import FusedRule
+from torchopt.kernels.fused_rule import CHAIN_HYPERS, FusedRule, decays
 from torchopt.kernels.fused_step import StepCache
 
 
@@ -29,14 +29,45 @@ def _rules() -> dict[str, FusedRule]:
 RULES = _rules()
 
 
-def fused_update(name: str, *args: Any, **options: Any) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Return the result of `native.update` for the rule `name`."""
-    return native.update(RULES[name], *args, **options)
+def fused_update(
+    name: str,
+    grads: Sequence[Tensor],
+    states: Sequence[list[Tensor]],
+    params: Sequence[Tensor] | None,
+    step: Any,
+    hypers: dict[str, Any],
+    **options: Any,
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Return the updates and the new state by the rule `name`, or raise why there is no kernel.
+
+    A list of steps, one for each gradient, takes as many calls.
+    """
+    if isinstance(step, list):
+        rows = [
+            fused_update(
+                name,
+                [g],
+                [[role[i]] for role in states],
+                params and [params[i]],
+                k,
+                hypers,
+                **options,
+            )
+            for i, (g, k) in enumerate(zip(grads, step))
+        ]
+        new = [[states[0] for states in column] for column in zip(*(new for _, new in rows))]
+        return [u for (u,), _ in rows], new
+    rule = RULES[name]
+    reads = rule.reads_params or decays(*(hypers[key] for key in CHAIN_HYPERS[1:]))
+    found = native.attempt(rule, grads, states, params if reads else None, step, hypers, **options)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def fused_update_(name: str, *args: Any, **options: Any) -> list[Tensor]:
     """Return the updates and write the new state into the old one."""
-    return native.update(RULES[name], *args, inplace=True, **options)[0]
+    return fused_update(name, *args, inplace=True, **options)[0]
 
 
 def fused_step_(

@@ -27,6 +27,7 @@ from torch import Tensor
 
 import torchopt
 from torchopt import _C
+from torchopt.kernels.devices import DTYPE_CODES, placement
 from torchopt.kernels.fused_step import StepCache
 
 NAMES = sorted(RULES)
@@ -83,7 +84,7 @@ def test_sanitizer_value(device: str, name: str, dtype: torch.dtype, step: int) 
     chain = CHAIN if step == 1 else DECAYED
     hypers = all_hypers(name, chain)
     count = torch.tensor(step, device=device)
-    updates, new = fused_update(name, grads, states, params, [count] * len(grads), hypers)
+    updates, new = fused_update(name, grads, states, params, count, hypers)
     expected = plain(name, grads, states, params, step, hypers)
     for got, want in zip((updates, *new), expected):
         torch.testing.assert_close(got, want, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
@@ -190,7 +191,14 @@ def test_sanitizer_many_tensors_and_different_steps(device: str) -> None:
     grads, params, *states = to(device, grads, params, *states)
     hypers = all_hypers("adan", DECAYED)
     steps = [torch.tensor(1 + i % 3, device=device) for i in range(len(grads))]
-    updates, _ = fused_update("adan", grads, states, params, steps, hypers)
+    inputs = [grads, *states, params]
+    updates, *_ = outputs = [[torch.empty_like(g) for g in grads] for _ in range(1 + len(states))]
+    index, stream = placement(grads[0])
+    _C.run(
+        "adan", _C.DECAYED_UPDATE, inputs, outputs, steps, DTYPE_CODES[torch.float64],
+        [hypers[key] for key in RULES["adan"].all_hypers],
+        maximize=False, num_threads=torch.get_num_threads(), device=index, stream=stream,
+    )  # fmt: skip
     for k in range(3):
         part = slice(k, None, 3)
         want = plain(

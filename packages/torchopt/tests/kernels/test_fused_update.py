@@ -382,24 +382,6 @@ def test_compiles_as_one_graph(name: str) -> None:
     torch.testing.assert_close([updates, *new], [expected, *expected_new])
 
 
-def test_steps_may_differ_between_tensors() -> None:
-    grads, states, params = make_inputs("adam", torch.float64)
-    steps = [torch.tensor(1 + i % 3) for i in range(len(grads))]
-    hypers = all_hypers("adam", CHAIN, b1=torch.tensor(0.9, dtype=torch.float64).requires_grad_())
-    updates, _ = fused_update("adam", grads, states, params, steps, hypers)
-    expected = [
-        reference_update(
-            RULES["adam"], g, [r[i] for r in states], None, steps[i], hypers, maximize=False
-        )[0]
-        for i, g in enumerate(grads)
-    ]
-    torch.testing.assert_close(updates, expected, rtol=1e-13, atol=1e-13)
-    got, want = (
-        torch.autograd.grad(sum(u.sum() for u in us), hypers["b1"]) for us in (updates, expected)
-    )
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=0)
-
-
 def test_mixed_dtypes_in_one_call() -> None:
     dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
     pairs = [make_inputs("adam", d, ((5,),)) for d in dtypes]
@@ -442,19 +424,14 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"expected 1 tensors in mu, got 0"):
         fused_update("adam", one, [[], one], None, 1, hypers)
     with pytest.raises(ValueError, match=r"expected 1 tensors in mu, got 0"):
-        fused_update("adam", one, [[], [*one, *one]], None, 1, hypers)  # the same total number
-    with pytest.raises(ValueError, match=r"expected the states \('mu', 'nu'\), got 1"):
-        fused_update("adam", one, [one], None, 1, hypers)
-    with pytest.raises(ValueError, match=r"expected the hyper-parameters"):
-        fused_update("adam", one, [one, one], None, 1, {"lr": 1.0})
+        fused_update("adam", one, [[], [*one, *one]], None, 1, hypers)  # as many in all
     with pytest.raises(
         ValueError, match=r"lr: expected a number or a real tensor with one element"
     ):
         fused_update("adam", one, [one, one], None, 1, {**hypers, "lr": torch.ones(2)})
-    with pytest.raises(KernelUnavailableError, match=r"steps as 0-dim int64 tensors"):
-        fused_update("adam", one, [one, one], None, [torch.tensor(1.0)], hypers)
-    with pytest.raises(AssertionError, match=r"Parameters are required for weight decay"):
-        fused_update("adam", one, [one, one], None, 1, all_hypers("adam", DECAYED))
+    for step in (torch.tensor(1.0), torch.tensor([1]), torch.tensor(1, dtype=torch.int32)):
+        with pytest.raises(KernelUnavailableError, match=r"steps as 0-dim int64 tensors"):
+            fused_update("adam", one, [one, one], None, step, hypers)
 
 
 def test_a_state_of_another_layout_is_written_too() -> None:

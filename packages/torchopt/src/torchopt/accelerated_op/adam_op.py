@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.kernels.native import update
-from torchopt.optimizers.adam import Adam
-from torchopt.transform.plan import Plan
+from torchopt.optimizers.adam import AcceleratedAdam, ScaleByAdamState
 from torchopt.tree_function import any_watched
 
 __all__ = ["AdamOp"]
@@ -36,7 +34,7 @@ class AdamOp:
         eps_root: float | Tensor = 0.0,
         inplace: bool = True,
     ) -> None:
-        self.plan = Plan(rules=((0, Adam(b1, b2, eps, eps_root)),))
+        self.rule = AcceleratedAdam(b1, b2, eps, eps_root)
         self.inplace = inplace
 
     def __call__(
@@ -45,25 +43,15 @@ class AdamOp:
         """Return (mu', nu', direction) of the step `count`, counted from 1."""
         if updates is None:
             return mu, nu, None
-        counts = [torch.as_tensor(count, dtype=torch.int64, device=mu.device)]
-        hypers = self.plan.constants
-        watched = any_watched(
-            (mu, nu, updates, *(h for h in hypers.values() if isinstance(h, Tensor)))
-        )
-        # What is overwritten must not be what the derivative needs.
-        states = [
-            [mu.clone() if self.inplace and watched else mu],
-            [nu.clone() if self.inplace and watched else nu],
-        ]
-        (direction,), ((new_mu,), (new_nu,)) = update(
-            self.plan.fused,
-            [updates],
-            states,
-            None,
-            counts,
-            hypers,
-            inplace=self.inplace and not watched,
+        learned = [getattr(self.rule, name) for name in self.rule.fields_with_tensors]
+        watched = any_watched((mu, nu, updates, *learned))
+        before = torch.as_tensor(count, dtype=torch.int64, device=mu.device) - 1
+        state = ScaleByAdamState([mu], [nu], [before])
+        if self.inplace and watched:  # what is overwritten must not be what the derivative needs
+            state = ScaleByAdamState([mu.clone()], [nu.clone()], [before])
+        (direction,), new = self.rule.update_leaves(
+            [updates], state, [], inplace=self.inplace and not watched
         )
         if self.inplace and watched:
-            return mu.copy_(new_mu), nu.copy_(new_nu), direction
-        return new_mu, new_nu, direction
+            return mu.copy_(new.mu[0]), nu.copy_(new.nu[0]), direction
+        return new.mu[0], new.nu[0], direction

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -38,8 +38,8 @@ class FusedCall:
     """One call: what it computes, and the layout of its flat list of tensors.
 
     The inputs are, in this order: gradients, each role of the state, the parameters if `decayed`,
-    and the hyper-parameters that are tensors. The constants, which follow them, are the distinct
-    steps. A role is a list with one tensor for each gradient.
+    and the hyper-parameters that are tensors. The constant, which follows them, is the step if that
+    is a tensor. A role is a list with one tensor for each gradient.
 
     Attributes:
         rule: The update rule.
@@ -47,9 +47,7 @@ class FusedCall:
         decayed: Whether the parameters are among the inputs, for weight decay or for the rule.
         maximize: Whether to ascend.
         hypers: A number for each of `rule.all_hypers`; None stands for the next tensor.
-        step_of: The index of each gradient's step among the constants; empty if `step` is the step
-            of all gradients.
-        step: The number of the step, from 1.
+        step: The number of the step, from 1, or a 0-dim int64 tensor with it.
         known: The value, if it was computed before; used once.
     """
 
@@ -58,8 +56,7 @@ class FusedCall:
     decayed: bool
     maximize: bool
     hypers: tuple[float | None, ...]
-    step_of: tuple[int, ...]
-    step: int
+    step: Any
     known: tuple[Tensor, ...] | None = None
 
     @property
@@ -126,7 +123,7 @@ class FusedCall:
                 kind,
                 inputs if everything else [[role[i] for i in group] for role in inputs],
                 outputs if everything else [[role[i] for i in group] for role in outputs],
-                [constants[self.step_of[i]] for i in group] if self.step_of else self.step,
+                [*constants] * len(group) or self.step,
                 DTYPE_CODES[first.dtype],
                 numbers,
                 maximize=self.maximize,
@@ -141,31 +138,6 @@ class FusedCall:
                     here = partials.sum(0).cpu()
                 total = here if total is None else total + here
         return total
-
-    def quick(
-        self,
-        kind: int,
-        tensors: Sequence[Tensor | None],
-        constants: Sequence[Tensor],
-        needed: Sequence[bool] | None = None,
-        *,
-        record: bool = False,
-    ) -> Any:
-        """Return (outputs, whether they need a graph), or None if the fast path does not apply."""
-        if self.num_tensor_hypers or len(constants) > 1:
-            return None
-        return _C.fused_call(
-            self.rule.name,
-            kind,
-            tensors,
-            self.size,
-            needed,
-            constants[0] if constants else self.step,
-            self.hypers,  # type: ignore[arg-type]  # there is no None among them
-            self.maximize,
-            torch.get_num_threads(),
-            record,
-        )
 
     def value(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the flat list of the updates and the roles of the new state."""
@@ -200,9 +172,15 @@ class FusedCall:
         last = self.num_inputs + self.num_outputs * self.size
         constants: Any = tensors[last:]
         kind = _C.DECAYED_UPDATE_VJP if self.decayed else _C.UPDATE_VJP
-        quick = self.quick(kind, tensors, constants, needed)
-        if quick is not None:
-            return quick[0]  # type: ignore[no-any-return]
+        if not self.num_tensor_hypers:
+            step = constants[0] if constants else self.step
+            numbers, threads = cast("Any", self.hypers), torch.get_num_threads()
+            name, size, up = self.rule.name, self.size, self.maximize
+            found: Any = _C.fused_call(
+                name, kind, tensors, size, needed, step, numbers, up, threads, False
+            )
+            if found is not None:
+                return found[0]  # type: ignore[no-any-return]
         given: Any = tensors[: self.num_inputs]
         roles = [[_dense(x) for x in role] for role in self.roles(given, self.num_roles)]
         hypers = given[self.num_roles * self.size :]
@@ -222,19 +200,19 @@ class FusedCall:
         # cotangents are not requested.
         extra = [] if self.decayed else [roles[0]]
         dropped: list[list[Any]] = [] if self.decayed else [[None] * self.size]
-        found = self.launch(
+        slopes = self.launch(
             _C.HYPER_VJP,
             [*roles, *extra, *cotangents],
             [*outputs, *dropped],
             hypers,
             constants,
         )
-        assert found is not None
-        if not bool(torch.isfinite(found).all()):
+        assert slopes is not None
+        if not bool(torch.isfinite(slopes).all()):
             return self._vjp_of_reference(given, cotangents, constants, needed)
         where = [i for i, h in enumerate(self.hypers) if h is None]
         pulled = (
-            found[i].to(dtype=h.dtype, device=h.device).reshape(h.shape)
+            slopes[i].to(dtype=h.dtype, device=h.device).reshape(h.shape)
             for i, h in zip(where, hypers)
         )
         return (*(x for role in outputs for x in role), *pulled)
@@ -309,10 +287,10 @@ class FusedCall:
         constants = tensors[self.num_inputs :]
         by_device: dict[torch.device, Tensor] = {}
         steps = [
-            constants[self.step_of[i]]
-            if self.step_of
+            constants[0]
+            if constants
             else by_device.setdefault(g.device, torch.tensor(self.step, device=g.device))
-            for i, g in enumerate(roles[0])
+            for g in roles[0]
         ]
         columns = self.rule.statement(
             roles[0],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import _C
-from torchopt.kernels.devices import placement, refusal, refuse_count, unavailable
+from torchopt.kernels.devices import EXCHANGE, placement, refusal, refuse_count, unavailable
 from torchopt.torch_internals import bump_versions
 from torchopt.tree_function import is_watched
 
@@ -69,9 +69,10 @@ class StepCache:
         """
         if not params:
             return unavailable("there are no parameters")
-        wrong = refuse_count(step, params[0]) if isinstance(step, Tensor) else None
-        if wrong is not None:
-            return wrong
+        if isinstance(step, Tensor) and (EXCHANGE is None or not params[0].is_cpu):
+            wrong = refuse_count(step, params[0])  # elsewhere the plan judges it
+            if wrong is not None:
+                return wrong
         new = not (
             self.plan is not None
             and self.rule is rule

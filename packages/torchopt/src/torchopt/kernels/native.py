@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchopt import _C
 from torchopt.kernels.devices import refusal, refuse_count, unavailable
 from torchopt.kernels.fused_call import FusedCall
-from torchopt.kernels.fused_rule import CHAIN_HYPERS, as_number, decays
-from torchopt.torch_internals import FakeTensor, in_forward_mode, is_transforming
-from torchopt.tree_function import any_watched, is_traced, is_watched, placed_like
+from torchopt.kernels.fused_rule import as_number
+from torchopt.kernels.missing import why_missing
+from torchopt.torch_internals import FakeTensor, bump_versions, in_forward_mode, is_transforming
+from torchopt.tree_function import any_watched, are_unfollowed, is_traced, is_watched, placed_like
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torchopt.kernels.fused_rule import FusedRule
     from torchopt.kernels.fused_step import StepCache
 
 
-__all__ = ["Stepped", "attempt", "overwrite", "update"]
+__all__ = ["Stepped", "attempt", "call", "overwrite"]
 
 Stepped = tuple[list[Tensor], list[list[Tensor]]]
 """The updates, and the states after the step: a list of tensors for each state of the rule."""
@@ -48,31 +50,12 @@ def _hyper(name: str, value: Any) -> float | None:
     return None if unread else as_number(name, value)
 
 
-def _constants(
-    grads: Sequence[Tensor], steps: int | Tensor | Sequence[Tensor]
-) -> tuple[list[Tensor], tuple[int, ...], int]:
-    """Return the distinct steps, the index of each gradient's step, and the common step."""
-    if isinstance(steps, int):
-        return [], (), steps
-    if isinstance(steps, Tensor):
-        return [steps], (0,) * len(grads), 1
-    places: dict[int, int] = {}
-    constants: list[Tensor] = []
-    order = []
-    for count in steps:
-        if id(count) not in places:
-            places[id(count)] = len(constants)
-            constants.append(count)
-        order.append(places[id(count)])
-    return constants, tuple(order), 1
-
-
 def attempt(
     rule: FusedRule,
     grads: Sequence[Tensor],
     states: Sequence[list[Tensor]],
     params: Sequence[Tensor] | None,
-    steps: int | Tensor | Sequence[Tensor],
+    step: int | Tensor,
     hypers: dict[str, Any] | Sequence[float],
     *,
     maximize: bool = False,
@@ -80,104 +63,12 @@ def attempt(
     plain: bool = False,
     into: StepCache | None = None,
     launch: bool = True,
+    checked: bool = False,
 ) -> Stepped | Exception:
     """Return (updates, states') of one step over all tensors, or the reason why there is none.
 
     The step is one native call. If it returns a reason, it has changed nothing. The native code
     checks plain tensors on the CPU while it reads them; `refusal` checks all others.
-
-    Args:
-        rule: The update rule.
-        grads: The gradients.
-        states: For each state of the rule, one tensor for each gradient.
-        params: The parameters if the step reads them, else None.
-        steps: The number of this step, from 1: one for all, or a 0-dim int64 tensor for each
-            gradient.
-        hypers: The values of `rule.all_hypers`: a sequence of numbers in that order, or numbers and
-            tensors with one element by name.
-        maximize: Whether to ascend.
-        inplace: Whether to write the new state into `states`, whose versions are bumped.
-        plain: Whether tensors inside a transform or with a tangent are refused.
-        into: If given, the step is written into the states and the parameters, and no updates are
-            returned. The checks of the tensors are kept there for the next step.
-        launch: With `into`: whether to step now, or only to prepare the step for
-            `into.plan.launch`.
-    """
-    if into is not None:
-        if isinstance(hypers, dict):
-            return unavailable("a hyper-parameter is watched, or is no plain number")
-        refused = into.step(rule, params, grads, states, steps, hypers, maximize, launch)
-        return ([], list(states)) if refused is None else refused
-    if not grads:
-        return [], [[] for _ in states]
-    numbers: tuple[float | None, ...] = (
-        tuple(_hyper(name, hypers[name]) for name in rule.all_hypers)
-        if isinstance(hypers, dict)
-        else tuple(hypers)
-    )
-    read = [("params", params)] if params is not None else []
-    every = [*zip(rule.states, states), *read]
-    constants, step_of, step = _constants(grads, steps)
-    decayed = params is not None
-    call = FusedCall(rule, len(grads), decayed, maximize, numbers, step_of, step)
-    old = [x for role in states for x in role]
-    flat = [*grads, *old, *(params or ())]
-    fit = len(states) == len(rule.states) and all(len(role) == len(grads) for _, role in every)
-    if fit and not is_followed():
-        found = call.quick(call.kind, flat, constants, record=torch.is_grad_enabled())
-        if found is not None:
-            outputs, graph = found
-            if graph:
-                outputs = call.differentiable((*flat, *constants), outputs)
-            updates, *new = call.roles(outputs, call.num_outputs)
-            if inplace and old and not graph:
-                # Two calls for all tensors are faster than one that writes after a check of each.
-                torch._foreach_copy_(old, list(outputs[len(grads) :]))
-                return updates, list(map(list, states))
-            return updates, _written(states, new) if inplace else new
-    wrong = (refuse_count(constants[place], g) for g, place in zip(grads, step_of))
-    refused = refusal(rule, grads, every, plain=plain) or next(filter(None, wrong), None)
-    if refused is not None:
-        return refused
-    if isinstance(hypers, dict):  # copied: they may be written to before the derivative
-        learned = [n for n, h in zip(rule.all_hypers, numbers) if h is None]
-        flat += [hypers[name].clone().reshape(()) for name in learned]
-    flat += constants
-    if is_traced() or any(isinstance(x, FakeTensor) for x in flat):
-        outputs = call.reference(*flat)  # a compiler fuses the reference implementation itself
-    elif call.num_tensor_hypers or any_watched(flat):
-        outputs = call.differentiable(flat)
-    elif inplace and all(x.is_contiguous() and not x.is_neg() for x in old):
-        with torch.no_grad():
-            return call.write(flat, states), list(map(list, states))
-    else:
-        with torch.no_grad():
-            outputs = call.value(*flat)
-    updates, *new = call.roles(outputs, call.num_outputs)
-    return updates, _written(states, new) if inplace else new
-
-
-def is_followed() -> bool:
-    """Return whether a trace, a transform or forward mode is active."""
-    return in_forward_mode() or is_transforming() or is_traced()
-
-
-def _written(states: Sequence[list[Tensor]], new: Sequence[list[Tensor]]) -> list[list[Tensor]]:
-    return [list(map(overwrite, *pair)) for pair in zip(states, new)]
-
-
-def update(
-    rule: FusedRule,
-    grads: Sequence[Tensor],
-    states: Sequence[list[Tensor]],
-    params: Sequence[Tensor] | None,
-    steps: int | Sequence[Tensor],
-    hypers: Mapping[str, Any],
-    *,
-    maximize: bool = False,
-    inplace: bool = False,
-) -> Stepped:
-    """Return the result of `attempt`; raise if there is none.
 
     The function is that of the reference implementation `rule.statement`, with the same
     conventions at points that have no derivative. It is differentiable to any order with respect to
@@ -189,46 +80,113 @@ def update(
         rule: The update rule.
         grads: The gradients.
         states: For each state of the rule, one tensor for each gradient.
-        params: The parameters; read only for weight decay, or by the rule.
-        steps: See `attempt`.
-        hypers: A number or a tensor with one element for each name in `rule.all_hypers`.
+        params: The parameters if the step reads them, else None.
+        step: The number of this step, from 1, or a 0-dim int64 tensor with it.
+        hypers: The values of `rule.all_hypers`: a sequence of numbers in that order, or numbers and
+            tensors with one element by name.
         maximize: Whether to ascend.
-        inplace: See `attempt`.
-
-    Returns:
-        (updates, states'). The tensors are new and contiguous. With `inplace`, the new states are
-        the tensors of `states` wherever these can be written to.
-
-    Raises:
-        KernelUnavailableError: There is no kernel for a dtype, device or layout among `grads`.
-        ValueError: Tensors do not match, or hyper-parameters are missing or unknown.
-        AssertionError: Weight decay or the rule needs `params`, which are None.
-
-    Example:
-        >>> from torchopt.transform.plan import Plan
-        >>> hypers = {"lr": 0.5, "weight_decay": 0.0, "decoupled_weight_decay": 0.0}
-        >>> update(Plan().fused, [torch.ones(2)], [], None, 1, hypers)[0]
-        [tensor([-0.5000, -0.5000])]
+        inplace: Whether to write the new state into `states`, whose versions are bumped.
+        plain: Whether tensors inside a transform or with a tangent are refused.
+        into: If given, the step is written into the states and the parameters, and no updates are
+            returned. The checks of the tensors are kept there for the next step.
+        launch: With `into`: whether to step now, or only to prepare the step for
+            `into.plan.launch`.
+        checked: Whether the caller knows that nothing is traced, and that states and parameters
+            have one tensor for each gradient.
     """
-    if set(hypers) != set(rule.all_hypers):
-        raise ValueError(
-            f"fused {rule.name}: expected the hyper-parameters {rule.all_hypers}, "
-            f"got {tuple(hypers)}."
+    if into is not None:
+        if isinstance(hypers, dict):
+            return unavailable("a hyper-parameter is watched, or is no plain number")
+        refused = into.step(rule, params, grads, states, step, hypers, maximize, launch)
+        return ([], list(states)) if refused is None else refused
+    if not grads:
+        return [], [[] for _ in states]
+    assert len(states) == len(rule.states)
+    size = len(grads)
+    flat = list(grads)
+    for role in states if params is None else (*states, params):
+        flat += role
+    numbers: Any = hypers
+    if isinstance(hypers, dict):
+        numbers = tuple(_hyper(name, hypers[name]) for name in rule.all_hypers)
+    given = rule, size, params is not None, maximize, numbers, step
+    if (
+        (checked or (_are_alike(size, states, params) and not is_traced()))
+        and not (isinstance(hypers, dict) and None in numbers)
+        and not in_forward_mode()
+        and not is_transforming()
+    ):
+        kind = _C.UPDATE if params is None else _C.DECAYED_UPDATE
+        threads, record = torch.get_num_threads(), torch.is_grad_enabled()
+        found: Any = _C.fused_call(
+            rule.name, kind, flat, size, None, step, numbers, maximize, threads, record
         )
-    if len(states) != len(rule.states):
-        raise ValueError(
-            f"fused {rule.name}: expected the states {rule.states}, got {len(states)} of them."
-        )
-    decayed = rule.reads_params or decays(*(hypers[name] for name in CHAIN_HYPERS[1:]))
-    if decayed and params is None:
-        reader = "this transformation" if rule.reads_params else "weight decay"
-        raise AssertionError(
-            f"Parameters are required for {reader}. "
-            "Call `update(updates, state, params=params)` instead."
-        )
-    read = params if decayed else None
-    given = rule, grads, states, read, steps, dict(hypers)
-    found = attempt(*given, maximize=maximize, inplace=inplace)
-    if isinstance(found, Exception):
-        raise found
+        if found is not None:
+            outputs, graph = found
+            if graph:
+                last = [step] if isinstance(step, Tensor) else []
+                outputs = FusedCall(*given).differentiable((*flat, *last), outputs)
+            updates, *new = [list(outputs[k : k + size]) for k in range(0, len(outputs), size)]
+            if inplace and new and not graph:
+                # Two calls for all tensors are faster than one that writes after a check of each.
+                torch._foreach_copy_(flat[size : size + size * len(new)], list(outputs[size:]))
+                return updates, list(map(list, states))
+            return updates, _written(states, new) if inplace else new
+    constants = [step] if isinstance(step, Tensor) else []
+    fused = FusedCall(*given)
+    every: list[tuple[str, Sequence[Tensor]]] = [*zip(rule.states, states)]
+    if params is not None:
+        every.append(("params", params))
+    wrong = (refuse_count(count, g) for count in constants for g in grads)
+    refused = refusal(rule, grads, every, plain=plain) or next(filter(None, wrong), None)
+    if refused is not None:
+        return refused
+    old = [x for role in states for x in role]
+    if isinstance(hypers, dict):  # copied: they may be written to before the derivative
+        learned = [n for n, h in zip(rule.all_hypers, numbers) if h is None]
+        flat += [hypers[name].clone().reshape(()) for name in learned]
+    flat += constants
+    if is_traced() or any(isinstance(x, FakeTensor) for x in flat):
+        outputs = fused.reference(*flat)  # a compiler fuses the reference implementation itself
+    elif fused.num_tensor_hypers or any_watched(flat):
+        outputs = fused.differentiable(flat)
+    elif inplace and all(x.is_contiguous() and not x.is_neg() for x in old):
+        with torch.no_grad():
+            return fused.write(flat, states), list(map(list, states))
+    else:
+        with torch.no_grad():
+            outputs = fused.value(*flat)
+    updates, *new = fused.roles(outputs, fused.num_outputs)
+    return updates, _written(states, new) if inplace else new
+
+
+def call(
+    name: str,
+    roles: Sequence[Sequence[Tensor]],
+    *rest: Any,
+    written: Sequence[Sequence[Tensor]] = (),
+) -> Any:
+    """Return the results of a kernel that is no rule, None, having done nothing, for tensors that
+    it does not serve: none but plain ones on the CPU, which nothing follows.
+
+    Args:
+        name: Its name in the extension.
+        roles: The lists of tensors that it takes first.
+        rest: What it takes after them, but for the number of threads.
+        written: The lists that it writes to, whose versions are bumped.
+    """
+    if why_missing(_C) is not None or not are_unfollowed(*roles):
+        return None
+    found = getattr(_C, name)(*roles, *rest, torch.get_num_threads())
+    if found is not None and written:
+        bump_versions([x for role in written for x in role])
     return found
+
+
+def _are_alike(size: int, states: Sequence[list[Tensor]], params: Sequence[Tensor] | None) -> bool:
+    """Return whether there are so many tensors in each role."""
+    return {size, *map(len, states), size if params is None else len(params)} == {size}
+
+
+def _written(states: Sequence[list[Tensor]], new: Sequence[list[Tensor]]) -> list[list[Tensor]]:
+    return [list(map(overwrite, *pair)) for pair in zip(states, new)]

@@ -9,14 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.tree_function import (
-    Operation,
-    any_watched,
-    apply_operation,
-    are_plain,
-    is_batched,
-    is_traced,
-)
+from torchopt.tree_function import Operation, any_watched, apply_operation, is_batched, is_traced
 
 __all__ = ["in_rows", "in_stacks", "stacks"]
 
@@ -93,13 +86,9 @@ def in_stacks(
         kernel: Computes the same values for a list of plain tensors; None (or None for one of the
             tensors) if it does not support them.
     """
-    out: list[Any] = [None] * len(tensors)
     learned = [h for h in hypers if isinstance(h, Tensor)]
-    known = None
-    if kernel is not None and are_plain(tensors) and not any_watched(tensors):
-        known = kernel(list(tensors))
-    if known is not None:
-        out = list(known)
+    known = None if kernel is None else kernel(list(tensors))
+    out: list[Any] = [None] * len(tensors) if known is None else list(known)
     waiting = [i for i, x in enumerate(out) if x is None]
     for group in stacks([tensors[i] for i in waiting]):
         indices = [waiting[i] for i in group]

@@ -3,23 +3,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchopt import _C
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.kernels.missing import why_missing
+from torchopt.kernels import native
 from torchopt.kernels.reference.formulas import root
 from torchopt.kernels.stacks import in_rows
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
-from torchopt.torch_internals import bump_versions
 from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.linear import AddDecayedWeights, Scale
@@ -31,8 +27,9 @@ from torchopt.transform.validate import (
     number,
     positive,
     unpacked,
+    within,
 )
-from torchopt.tree_function import any_watched, are_plain
+from torchopt.tree_function import are_unfollowed
 
 __all__ = ["ScaleByFactoredRmsState", "adafactor", "scale_by_factored_rms"]
 
@@ -45,17 +42,12 @@ class ScaleByFactoredRmsState(NamedTuple):
     count: Any
 
 
-def _check_beta2_decay(value: Hyper) -> None:
-    if are_numbers(value) and not value <= 0:
-        raise ValueError(f"Invalid beta2_decay value: {value}; expected a number <= 0")
-
-
 @dataclass(frozen=True)
 class ScaleByFactoredRms(LeafRule):
     """u = sign alpha_k g / sqrt(row mean times column mean), clipped."""
 
     lr: Hyper = at_least_zero("learning rate", 1e-2)
-    beta2_decay: Hyper = number(-0.8, _check_beta2_decay)
+    beta2_decay: Hyper = within("a number <= 0", "beta2_decay value", -0.8)
     eps1: Hyper | None = number(None)
     eps2: Hyper = at_least_zero("epsilon value", 1e-3)
     d: Hyper = positive("d value", 1.0)
@@ -110,31 +102,23 @@ class ScaleByFactoredRms(LeafRule):
     ) -> Any:
         """Return steps, rows and columns of leaves that took the same number of steps."""
         roles = (grads, params, rows, columns)
-        if self._is_native(count, roles):
+        if self._has_numbers(count):
             eps1 = -1.0 if self.eps1 is None else self.eps1
-            hypers = (*self._scalars(float(count)), eps1, self.eps2, self.d)
-            threads = torch.get_num_threads()
-            found = _C.factored_rms(*roles, list(map(float, hypers)), inplace, threads)
+            hypers = list(map(float, (*self._scalars(float(count)), eps1, self.eps2, self.d)))
+            written = (rows, columns) if inplace else ()
+            found = native.call("factored_rms", roles, hypers, inplace, written=written)
             if found is not None:
-                if inplace:
-                    bump_versions([*rows, *columns])
                 return found
         scalars = self._scalars(count.to(torch.float64))
         return in_rows(
             lambda _, g, p, row, column: self._stepped(g, p, row, column, *scalars), roles
         )
 
-    def _is_native(self, count: Tensor, roles: Sequence[list[Tensor]]) -> bool:
-        """Return whether to try a native call, which then checks the tensors itself."""
+    def _has_numbers(self, count: Tensor) -> bool:
+        """Return whether count and hyper-parameters can be read as numbers."""
         hypers = (self.lr, self.beta2_decay, self.eps1, self.eps2, self.d)
-        learned = [h for h in hypers if isinstance(h, Tensor)]
-        return (
-            why_missing(_C) is None
-            and count.device.type == "cpu"
-            and all(h.ndim == 0 and not h.is_meta for h in learned)
-            and are_plain(*roles, learned)
-            and not any_watched(itertools.chain(*roles, learned))
-        )
+        read = [count, *(h for h in hypers if isinstance(h, Tensor))]
+        return are_unfollowed(read) and all(x.ndim == 0 and x.is_cpu for x in read)
 
     def _scalars(self, k: Any) -> tuple[Any, Any]:
         """Return the weight of a new square, and the relative step size with its sign."""

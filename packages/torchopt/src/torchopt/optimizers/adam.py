@@ -11,14 +11,14 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
-from torchopt.kernels.native import update
 from torchopt.kernels.reference.formulas import bias_correction, divide_by_root, moving_average
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.counts import increment
+from torchopt.transform.fused import Part
 from torchopt.transform.plan import Plan
 from torchopt.transform.validate import unpacked
+from torchopt.tree_function import is_traced
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByAdamState", "adam", "adamw", "scale_by_accelerated_adam", "scale_by_adam"]
@@ -67,12 +67,11 @@ class AcceleratedAdam(Adam):
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new moments."""
-        plan = Plan(rules=((0, self),))
-        counts = increment(state.count)
-        updates, (mu, nu) = update(
-            plan.fused, grads, [state.mu, state.nu], None, counts, plan.constants, inplace=inplace
-        )
-        return updates, ScaleByAdamState(mu=mu, nu=nu, count=counts)
+        part = Part(Plan(1, ((0, self),)), "native")
+        found = None if is_traced() else part.update(grads, (state,), None, inplace=inplace)
+        if found is None:
+            return super().update_leaves(grads, state, params, inplace=inplace)
+        return found[0], found[1][0]
 
 
 @transformation_of(Adam)

@@ -88,6 +88,5 @@ def adamax(
 ) -> GradientTransformation:
     """Return AdaMax."""
     b1, b2 = unpacked(betas, 2, "betas")
-    return optimizer(
-        AdaMax(b1, b2, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay, name="adamax"
-    )
+    direction = AdaMax(b1, b2, eps, moment_requires_grad)
+    return optimizer(direction, lr=lr, weight_decay=weight_decay, name="adamax")

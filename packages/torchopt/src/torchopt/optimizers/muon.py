@@ -20,7 +20,7 @@ from torchopt.transform.orthogonalize import orthogonalize
 from torchopt.transform.partition import partition
 from torchopt.transform.validate import unpacked
 from torchopt.tree import tree_map
-from torchopt.tree_function import any_watched, are_plain
+from torchopt.tree_function import are_unfollowed
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["muon"]
@@ -52,8 +52,7 @@ class Average(Rule):
         """Return directions and averages of all tensors, with two calls in total if possible."""
         (old,), weight = roles, self.momentum
         alike = bool(grads) and all(g.dtype is x.dtype for g, x in zip(grads, old))
-        plain = alike and are_plain(grads, old) and not any_watched([*grads, *old])
-        if not plain or isinstance(weight, Tensor):
+        if isinstance(weight, Tensor) or not (alike and are_unfollowed(grads, old)):
             return super().directions(grads, roles, *rest, inplace=inplace)
         t = torch._foreach_lerp(list(grads), old, weight)
         if self.nesterov:

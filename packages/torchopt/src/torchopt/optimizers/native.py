@@ -158,10 +158,10 @@ class FusedChain(FlatChain):
         if part is None or not self.is_whole or in_forward_mode():
             return False, state
         members = tuple(state)
-        roles = part.roles_of(members, len(params))
-        if roles is None or not part.in_step(members) or part.plan.has_arrays():
+        lists = part.lists_of(members, len(params))
+        if lists is None or not part.in_step(lists) or part.plan.has_arrays():
             return False, state
-        found = part.together(grads, members, roles, params, into=cache, launch=launch)
+        found = part.together(grads, members, lists, params, into=cache, launch=launch)
         if found is None or isinstance(found, Exception):
             return False, state
         if launch:

@@ -15,15 +15,7 @@ from torchopt.kernels.reference.formulas import divide_by_root, moving_average
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
 from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.starts import zeros_like
-from torchopt.transform.validate import (
-    Hyper,
-    are_numbers,
-    at_least_zero,
-    fraction,
-    number,
-    positive,
-    unpacked,
-)
+from torchopt.transform.validate import Hyper, at_least_zero, fraction, positive, unpacked, within
 
 __all__ = ["ScaleByProdigyState", "prodigy", "scale_by_prodigy"]
 
@@ -41,11 +33,6 @@ class ScaleByProdigyState(NamedTuple):
     d: Any
 
 
-def _check_growth_rate(value: Hyper | None) -> None:
-    if value is not None and are_numbers(value) and not value > 1:
-        raise ValueError(f"Invalid growth_rate value: {value}; expected > 1")
-
-
 @dataclass(frozen=True)
 class ScaleByProdigy(LeafRule):
     """u = -lr d (mu / (sqrt(nu) + d eps) + weight_decay p)."""
@@ -56,7 +43,7 @@ class ScaleByProdigy(LeafRule):
     eps: Hyper = at_least_zero("epsilon value", 1e-8)
     weight_decay: Hyper = at_least_zero("weight_decay value", 0.0)
     d0: Hyper = positive("d0 value", 1e-6)
-    growth_rate: Hyper | None = number(None, _check_growth_rate)
+    growth_rate: Hyper | None = within("a number > 1", "growth_rate value", None, optional=True)
     leaf_fields: ClassVar[tuple[str, ...]] = ("mu", "nu", "start", "sums")
     overwritten_fields: ClassVar[tuple[str, ...]] = ("mu", "nu", "sums")
     reads_params: ClassVar[bool] = True

@@ -18,14 +18,7 @@ from torchopt.optimizers.stages import optimizer
 from torchopt.params.sharded import require_whole
 from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.counts import increment, zero_counts
-from torchopt.transform.validate import (
-    Hyper,
-    are_numbers,
-    at_least_zero,
-    fraction,
-    number,
-    positive,
-)
+from torchopt.transform.validate import Hyper, at_least_zero, fraction, positive, within
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByPsgdState", "psgd", "scale_by_psgd"]
@@ -41,17 +34,12 @@ class ScaleByPsgdState(NamedTuple):
     count: Any
 
 
-def _check_precondition_lr(value: Hyper) -> None:
-    if are_numbers(value) and not 0 < value < 1:
-        raise ValueError(f"Invalid precondition_lr value: {value}; expected 0 < number < 1")
-
-
 @dataclass(frozen=True)
 class ScaleByPsgd(LeafRule):
     """u = Q'Q mu_hat, with Q the Kronecker product of the factors."""
 
     momentum: Hyper = fraction("momentum value", 0.9)
-    precondition_lr: Hyper = number(0.1, _check_precondition_lr)
+    precondition_lr: Hyper = within("0 < number < 1", "precondition_lr value", 0.1)
     initial_scale: Hyper = positive("initial_scale value", 1.0)
     max_size: int = at_least_zero("max_size value", 1024)
     seed: int = at_least_zero("seed value", 0)

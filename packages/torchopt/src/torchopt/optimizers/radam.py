@@ -35,6 +35,21 @@ class ScaleByRAdamState(NamedTuple):
     count: Any = None
 
 
+def rectification(b2: Hyper, k: Tensor, least: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return whether the variance is rectified in step k, where rho > `least`, the factor r there,
+    and 1 - b2^k.
+    """
+    b2 = torch.as_tensor(b2, dtype=torch.float64, device=k.device)
+    correction = bias_correction(b2, k)
+    rho_inf = 2 / (1 - b2) - 1
+    rho = rho_inf - 2 * k.to(torch.float64) * torch.pow(b2, k) / correction
+    rectified = rho > least
+    # Elsewhere the values are not used; 6 keeps derivatives from being 0 times infinity.
+    rho, rho_inf = (torch.where(rectified, x, 6.0) for x in (rho, rho_inf))
+    r2 = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
+    return rectified, torch.sqrt(r2), correction
+
+
 @dataclass(frozen=True)
 class RAdam(Rule):
     """u = mu_hat r sqrt(1 - b2^k) / (sqrt(nu') + eps) where rho > 5, else u = mu_hat."""
@@ -48,16 +63,8 @@ class RAdam(Rule):
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
         """Return whether the variance is rectified, its factor, and the correction of mu."""
-        b2 = torch.as_tensor(self.b2, dtype=torch.float64, device=k.device)
-        nu_correction = bias_correction(b2, k)
-        rho_inf = 2 / (1 - b2) - 1
-        rho = rho_inf - 2 * k.to(torch.float64) * torch.pow(b2, k) / nu_correction
-        rectified = rho > 5
-        # Elsewhere the values are not used; 6 keeps derivatives from being 0 times infinity.
-        rho, rho_inf = (torch.where(rectified, x, 6.0) for x in (rho, rho_inf))
-        r2 = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
-        factor = torch.sqrt(r2) * torch.sqrt(nu_correction)
-        return rectified, factor, bias_correction(self.b1, k)
+        rectified, r, nu_correction = rectification(self.b2, k, 5)
+        return rectified, r * torch.sqrt(nu_correction), bias_correction(self.b1, k)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         """Return the direction and the moments."""
@@ -101,6 +108,5 @@ def radam(
 ) -> GradientTransformation:
     """Return RAdam."""
     b1, b2 = unpacked(betas, 2, "betas")
-    return optimizer(
-        RAdam(b1, b2, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay, name="radam"
-    )
+    direction = RAdam(b1, b2, eps, moment_requires_grad)
+    return optimizer(direction, lr=lr, weight_decay=weight_decay, name="radam")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.kernels.reference.formulas import bias_correction, divide_by_root, moving_average
+from torchopt.kernels.reference.formulas import divide_by_root, moving_average
+from torchopt.optimizers.radam import rectification
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.schedule_free import ScheduleFree
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
@@ -27,18 +28,6 @@ class ScheduleFreeRadamState(NamedTuple):
     count: Any
 
 
-def _rectification(b2: Hyper, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Return whether the variance is rectified in step k, and the factor, 0 if it is not."""
-    b2 = torch.as_tensor(b2, dtype=torch.float64, device=k.device)
-    rho_inf = 2 / (1 - b2) - 1
-    rho = rho_inf - 2 * k.to(torch.float64) * torch.pow(b2, k) / bias_correction(b2, k)
-    rectified = rho > 4
-    # Elsewhere the values are not used; 6 keeps derivatives from being 0 times infinity.
-    rho, rho_inf = (torch.where(rectified, x, 6.0) for x in (rho, rho_inf))
-    r2 = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
-    return rectified, torch.where(rectified, torch.sqrt(r2), 0.0)
-
-
 @dataclass(frozen=True)
 class ScaleByRectified(Rule):
     """u = g / (sqrt(nu_hat) + eps) where the variance is rectified, else u = g."""
@@ -49,7 +38,8 @@ class ScaleByRectified(Rule):
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
         """Return whether the variance is rectified, and the correction of the bias."""
-        return _rectification(self.b2, k)[0], bias_correction(self.b2, k)
+        rectified, _, correction = rectification(self.b2, k, 4)
+        return rectified, correction
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         """Return the direction and the moment."""
@@ -66,8 +56,8 @@ class ScheduleFreeRectified(ScheduleFree):
     sgd_phase: bool = False
 
     def _step_size(self, k: Tensor) -> Any:
-        rectified, factor = _rectification(self.b2, k)
-        return super()._step_size(k) * torch.where(rectified, factor, float(self.sgd_phase))
+        rectified, r, _ = rectification(self.b2, k, 4)
+        return super()._step_size(k) * torch.where(rectified, r, float(self.sgd_phase))
 
 
 @documented()

@@ -206,13 +206,15 @@ def is_watched(x: Tensor) -> bool:
     return any_watched((x,))
 
 
+_is_compiling = torch.compiler.is_compiling
+_dispatch_mode: Any = torch._C._get_dispatch_mode
+_PROXY: Any = torch._C._TorchDispatchModeKey.PROXY
+_tracing_state: Any = torch._C._get_tracing_state
+
+
 def is_traced() -> bool:
     """Return whether operations are traced to run later, which would miss a kernel call."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-        or torch._C._get_tracing_state() is not None
-    )
+    return _is_compiling() or _dispatch_mode(_PROXY) is not None or _tracing_state() is not None
 
 
 def is_tracked(x: Tensor) -> bool:

@@ -35,14 +35,9 @@ def increment(counts: list[Tensor]) -> list[Tensor]:
 
     Leaves that had no gradient in a step hold another, older tensor.
     """
-    following: dict[int, Tensor] = {}
-    out = []
-    for count in counts:
-        following_count = following.get(id(count))
-        if following_count is None:
-            following_count = following[id(count)] = count + 1
-        out.append(following_count)
-    return out
+    distinct = {id(count): count for count in counts}
+    following = {key: count + 1 for key, count in distinct.items()}
+    return [following[id(count)] for count in counts]
 
 
 def for_each_distinct(function: Callable[..., T], *columns: Sequence[Any]) -> list[T]:

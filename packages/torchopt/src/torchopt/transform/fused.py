@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,11 +17,10 @@ from torchopt.kernels.fused_step import StepCache
 from torchopt.kernels.missing import why_missing
 from torchopt.kernels.native import attempt, overwrite
 from torchopt.precision import as_given, is_narrow, widened
-from torchopt.torch_internals import is_transforming
-from torchopt.transform.counts import increment
+from torchopt.torch_internals import is_transforming, is_wrapped
 from torchopt.transform.leaf_rule import put
 from torchopt.transform.plan import Plan
-from torchopt.tree_function import PLAIN, any_watched, is_traced
+from torchopt.tree_function import PLAIN, any_watched
 
 __all__ = ["BACKENDS", "Backend", "Part"]
 
@@ -59,6 +58,8 @@ class Part:
     ) -> tuple[list[Any], tuple[Any, ...]] | None:
         """Return the updates and the next states, or None, with nothing done, to run the members.
 
+        The caller knows that nothing is traced.
+
         Args:
             leaves: The gradients, with None for missing ones.
             members: The state of each member.
@@ -69,7 +70,7 @@ class Part:
             KernelUnavailableError: `backend` is "native" and there is no kernel for the tensors.
         """
         plan = self.plan
-        if self.backend == "reference" or is_traced():
+        if self.backend == "reference":
             return None
         if MISSING is not None:
             if self.backend == "auto":
@@ -79,19 +80,26 @@ class Part:
             (not plan.rules and not inplace and self._is_brief(leaves)) or plan.has_arrays()
         ):
             return None
-        roles = self.roles_of(members, len(leaves))
-        if roles is None or not leaves or (plan.reads_params and params is None):
+        lists = self.lists_of(members, len(leaves))
+        if lists is None or not leaves or (plan.reads_params and params is None):
             return None  # the members raise the error that says what is missing
+        transforming = is_transforming()
+        batched = transforming and any(is_wrapped(g) for g in leaves if isinstance(g, Tensor))
+        if batched and self.backend == "auto":
+            return None
         read = params() if plan.reads_params and params is not None else None
-        found: Any = None
-        if not is_transforming() and self.in_step(members):
-            found = self.together(leaves, members, roles, read, inplace=inplace)
-        if found is None or (isinstance(found, Exception) and _has_gaps(leaves, *roles)):
-            found = self._by_groups(leaves, members, roles, read, inplace)
+        found = None
+        if not transforming and self.in_step(lists):
+            found = self.together(leaves, members, lists, read, inplace=inplace)
+        if found is not None and not isinstance(found, Exception):
+            return found
+        roles = lists[: len(plan.states)]
+        if found is None or _has_gaps(leaves, *roles):
+            found = self._by_groups(leaves, members, lists, read, inplace)
         if not isinstance(found, Exception):
-            return None if found is None else (found[0], found[1])
+            return found
         if not is_narrow(leaves) and any(map(is_narrow, (*roles, read or ()))):
-            return self._in_float32(leaves, members, roles, read, inplace)
+            return self._in_float32(leaves, members, read, inplace)
         if self.backend == "auto":
             return None
         raise found
@@ -100,7 +108,6 @@ class Part:
         self,
         leaves: list[Any],
         members: tuple[Any, ...],
-        old: list[list[Any]],
         params: list[Any] | None,
         inplace: bool,
     ) -> tuple[list[Any], tuple[Any, ...]] | None:
@@ -108,15 +115,17 @@ class Part:
 
         This happens for the float32 gradients of `torchopt.transform.compensated`.
         """
-        wide = self._replaced(members, [list(map(widened, role)) for role in old])
+        states = self.plan.states
+        old = _lists(members, states)
+        wide = _with(members, states, [list(map(widened, role)) for role in old])
         read = None if params is None else lambda: list(map(widened, params))
         found = self.update(leaves, wide, read, inplace=False)
         if found is None:
             return None
-        moved = [as_given(*pair) for pair in zip(self._roles(found[1]), old)]
+        moved = [as_given(*pair) for pair in zip(_lists(found[1], states), old)]
         if inplace:
             moved = [list(map(overwrite, *pair)) for pair in zip(old, moved)]
-        return found[0], self._replaced(found[1], moved)
+        return found[0], _with(found[1], states, moved)
 
     def _is_brief(self, leaves: list[Any]) -> bool:
         """Return whether a graph is recorded for so few tensors that a native node is slower."""
@@ -126,33 +135,25 @@ class Part:
             and any(isinstance(g, Tensor) and g.requires_grad for g in leaves)
         )
 
-    def roles_of(self, members: tuple[Any, ...], size: int) -> list[list[Any]] | None:
-        """Return the states of the kernel, or None if they do not have the form of the plan."""
+    def lists_of(self, members: tuple[Any, ...], size: int) -> list[list[Any]] | None:
+        """Return the fields in `plan.lists`, or None if states do not have the form of the plan."""
         if len(members) != self.plan.size:
             return None
         try:
-            roles, counts = self._roles(members), self._count_lists(members)
+            lists = _lists(members, self.plan.lists)
         except AttributeError:
             return None  # the state of another transformation; the members raise
-        fits = all(isinstance(role, list) and len(role) == size for role in (*roles, *counts))
-        return roles if fits else None
+        for values in lists:
+            if not isinstance(values, list) or len(values) != size:
+                return None
+        return lists
 
-    def _roles(self, members: tuple[Any, ...]) -> list[list[Any]]:
-        return [getattr(members[i], field) for i, field in self.plan.states]
+    def in_step(self, lists: list[list[Any]]) -> bool:
+        """Return whether all leaves took the same number of steps, from what `lists_of` returns."""
+        return all(map(_are_equal, lists[len(self.plan.states) :]))
 
-    def in_step(self, members: tuple[Any, ...]) -> bool:
-        """Return whether all leaves took the same number of steps."""
-        return all(map(_are_equal, self._count_lists(members)))
-
-    def _count_lists(self, members: tuple[Any, ...]) -> list[list[Any]]:
-        """Return the fields that must be equal for leaves in one call."""
-        lists = [members[i].count for i in self.plan.counted]
-        return lists + [getattr(members[i], name) for i, _, name in self.plan.shared]
-
-    def _hypers(
-        self, members: tuple[Any, ...], leaf: int = 0
-    ) -> tuple[float, ...] | dict[str, Any]:
-        """Return the hyper-parameters in the order of the kernel.
+    def _hypers(self, members: tuple[Any, ...]) -> tuple[float, ...] | dict[str, Any]:
+        """Return the hyper-parameters of the first leaf in the order of the kernel.
 
         They are returned by name if one is watched or has no value, as on the meta device.
         """
@@ -160,19 +161,20 @@ class Part:
             return self.plan.numbers
         lr = self.plan.lr
         for i, schedule in self.plan.schedules:
-            lr = lr * schedule(members[i].count[leaf])
-        shared = {name: getattr(members[i], name)[leaf] for i, _, name in self.plan.shared}
+            lr = lr * schedule(members[i].count[0])
+        shared = {name: getattr(members[i], name)[0] for i, name in self.plan.shared}
         hypers = {**self.plan.constants, "lr": lr, **shared}
         tensors = [h for h in hypers.values() if isinstance(h, Tensor)]
         if any(map(_has_no_number, tensors)) or any_watched(tensors):
             return hypers
-        return tuple(as_number(name, hypers[name]) for name in self.plan.fused.all_hypers)
+        names = self.plan.fused.all_hypers
+        return tuple(map(as_number, names, map(hypers.__getitem__, names)))
 
     def together(
         self,
         leaves: Sequence[Any],
         members: tuple[Any, ...],
-        roles: list[list[Any]],
+        lists: list[list[Any]],
         params: Sequence[Any] | None,
         *,
         inplace: bool = True,
@@ -181,26 +183,27 @@ class Part:
     ) -> tuple[list[Any], tuple[Any, ...]] | Exception | None:
         """Return the result of `update` for leaves that have taken equally many steps.
 
-        An exception says why there is no native call. None means that a hyper-parameter is watched:
-        equal values of different leaves may then have different derivatives.
+        An exception says why there is no native call. None means that a hyper-parameter is watched
+        and differs in identity between leaves: equal values may then have different derivatives.
 
         Args:
             leaves: The gradients.
             members: The state of each member, with `in_step`.
-            roles: The states of the kernel.
+            lists: The result of `lists_of` for them.
             params: The parameters if they are read or written, else None.
             inplace: Overwrite the states.
             into: See `torchopt.kernels.native.attempt`.
             launch: See `torchopt.kernels.native.attempt`.
         """
         plan, hypers = self.plan, self._hypers(members)
-        if isinstance(hypers, dict):
+        size = len(plan.states)
+        if isinstance(hypers, dict) and not all(map(_C.are_one, lists[size:])):
             return None
-        changes = self._following(members, range(len(leaves)), together=True)
+        changes = self._following(members)
         found = attempt(
             plan.fused,
             leaves,
-            roles,
+            lists[:size],
             params,
             1 if plan.step is None else changes[plan.step]["count"][0],
             hypers,
@@ -209,10 +212,28 @@ class Part:
             plain=self.backend == "auto",
             into=into,
             launch=launch,
+            checked=True,
         )
         if isinstance(found, Exception):
             return found
-        return found[0], self._replaced(members, found[1], changes)
+        # Those that were written into are the same.
+        moved = plan.states if into is None else ()
+        return found[0], _with(members, moved, found[1], changes)
+
+    def _following(self, members: tuple[Any, ...]) -> dict[int, dict[str, Any]]:
+        """Return the fields with counts after one step more: member -> field -> value."""
+        changes: dict[int, dict[str, Any]] = {}
+        for i in self.plan.counted:
+            counts = members[i].count
+            changes[i] = {"count": [_successor(counts[0])] * len(counts)}
+            if "t" in members[i]._fields:
+                changes[i]["t"] = members[i].t + 1
+        for i, rule in self.plan.sharing:
+            counts = changes[i]["count"]
+            first = [getattr(members[i], name)[:1] for name in rule.shared]
+            for name, values in zip(rule.shared, rule.follow(counts[:1], first)):
+                changes[i][name] = values * len(counts)
+        return changes
 
     def _by_groups(
         self,
@@ -223,79 +244,57 @@ class Part:
         inplace: bool,
     ) -> tuple[list[Any], tuple[Any, ...]] | Exception | None:
         """Return the result of `update` with one call per number of steps."""
-        present = [i for i, row in enumerate(zip(leaves, *old)) if not _has_gaps(row)]
+        fields, count = self.plan.lists, len(self.plan.states)
         groups: dict[tuple[int, ...], list[int]] = {}
-        lists = self._count_lists(members)
-        for i in present:
-            groups.setdefault(tuple(id(counts[i]) for counts in lists), []).append(i)
-        if not groups:
-            return None
-        changes = self._following(members, present, together=False)
-        moved = [list(role) for role in old]
+        for i, row in enumerate(zip(leaves, *old)):
+            if not _has_gaps(row):
+                groups.setdefault(tuple(map(id, row[1 + count :])), []).append(i)
         out: list[Any] = [None] * len(leaves)
-        step = self.plan.step
+        following, moved = members, old
         for group in groups.values():
-            found = attempt(
-                self.plan.fused,
-                [leaves[i] for i in group],
-                [[role[i] for i in group] for role in old],
-                None if params is None else [params[i] for i in group],
-                1 if step is None else [changes[step]["count"][i] for i in group],
-                self._hypers(members, group[0]),
-                maximize=self.plan.maximize,
+            own = [_at(values, group) for values in old]
+            found = self.together(
+                _at(leaves, group),
+                _with(members, fields, own),
+                own,
+                None if params is None else _at(params, group),
                 # Several calls write only after all of them have succeeded.
                 inplace=inplace and len(groups) == 1,
-                plain=self.backend == "auto",
             )
-            if isinstance(found, Exception):
+            if found is None or isinstance(found, Exception):
                 return found
-            for k, i in enumerate(group):
-                out[i] = found[0][k]
-                for role, new in zip(moved, found[1]):
-                    role[i] = new[k]
+            updates, following = found
+            out = put(out, group, updates)
+            new = _lists(following, fields)
+            moved = [put(values, group, changed) for values, changed in zip(moved, new)]
         if inplace and len(groups) > 1:
-            moved = [list(map(overwrite, *pair)) for pair in zip(old, moved)]
-        return out, self._replaced(members, moved, changes)
+            moved[:count] = [list(map(overwrite, *pair)) for pair in zip(old, moved[:count])]
+        return (out, _with(following, fields, moved)) if groups else None
 
-    def _replaced(
-        self,
-        members: tuple[Any, ...],
-        roles: Sequence[list[Any]],
-        changes: dict[int, dict[str, Any]] | None = None,
-    ) -> tuple[Any, ...]:
-        """Return the states with new roles, and with the fields in `changes`."""
-        changes = {} if changes is None else changes
-        for (i, field), role in zip(self.plan.states, roles):
-            changes.setdefault(i, {})[field] = role
-        out = list(members)
-        for i, change in changes.items():
-            out[i] = members[i]._replace(**change)
-        return tuple(out)
 
-    def _following(
-        self, members: tuple[Any, ...], present: Sequence[int], *, together: bool
-    ) -> dict[int, dict[str, Any]]:
-        """Return the fields with counts after the step: member -> field -> value."""
-        changes: dict[int, dict[str, Any]] = {}
-        for i in self.plan.counted:
-            counts = members[i].count
-            if together or (len(present) == len(counts) and _are_equal(counts)):
-                new: list[Any] = [_successor(counts[0])] * len(counts)
-            else:
-                new = put(counts, present, increment([counts[k] for k in present]))
-            changes[i] = {"count": new}
-            if "t" in members[i]._fields:
-                changes[i]["t"] = members[i].t + 1
-        for i, rule in self.plan.sharing:
-            fields = [getattr(members[i], name) for name in rule.shared]
-            counts = changes[i]["count"]
-            moved = present[:1] if together else present  # the others have the same
-            following = rule.follow(
-                [counts[k] for k in moved], [[field[k] for k in moved] for field in fields]
-            )
-            for name, field, values in zip(rule.shared, fields, following):
-                changes[i][name] = values * len(field) if together else put(field, present, values)
-        return changes
+def _lists(members: Sequence[Any], fields: Iterable[tuple[int, str]]) -> list[list[Any]]:
+    """Return the fields of states, given as pairs (member, field)."""
+    return [getattr(members[i], field) for i, field in fields]
+
+
+def _with(
+    members: tuple[Any, ...],
+    fields: Iterable[tuple[int, str]],
+    values: Iterable[Any],
+    changes: dict[int, dict[str, Any]] | None = None,
+) -> tuple[Any, ...]:
+    """Return states with other values in fields, and with `changes`: member -> field -> value."""
+    changes = {} if changes is None else changes
+    for (i, field), value in zip(fields, values):
+        changes.setdefault(i, {})[field] = value
+    out = list(members)
+    for i, change in changes.items():
+        out[i] = members[i]._replace(**change)
+    return tuple(out)
+
+
+def _at(values: Sequence[Any], where: Sequence[int]) -> list[Any]:
+    return [values[i] for i in where]
 
 
 def _has_gaps(*roles: Sequence[Any]) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.transform.leaf_rule import LeafRule
-from torchopt.tree_function import any_watched, are_plain
+from torchopt.tree_function import are_unfollowed
 
 if TYPE_CHECKING:
     from torchopt.transform.plan import Plan
@@ -26,15 +26,19 @@ def plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FlipSignAndAddWeightDecay(LeafRule):
-    """u = -g or g, plus weight_decay * p."""
-
+class _WeightDecay(LeafRule):
     weight_decay: float | Tensor
-    maximize: bool
     reads_params: ClassVar[bool] = True
     params_message: ClassVar[str] = LeafRule.params_message.replace(
         "this transformation", "weight decay"
     )
+
+
+@dataclass(frozen=True)
+class FlipSignAndAddWeightDecay(_WeightDecay):
+    """u = -g or g, plus weight_decay * p."""
+
+    maximize: bool
 
     def join(self, plan: Plan) -> Plan | None:
         """Return `plan` with this stage."""
@@ -46,15 +50,10 @@ class FlipSignAndAddWeightDecay(LeafRule):
 
 
 @dataclass(frozen=True)
-class AddDecayedWeights(LeafRule):
+class AddDecayedWeights(_WeightDecay):
     """u = g + factor * weight_decay * p; a factor of None is one."""
 
-    weight_decay: float | Tensor
     factor: float | Tensor | None = None
-    reads_params: ClassVar[bool] = True
-    params_message: ClassVar[str] = LeafRule.params_message.replace(
-        "this transformation", "weight decay"
-    )
 
     def join(self, plan: Plan) -> Plan | None:
         """Return `plan` with this stage."""
@@ -91,6 +90,6 @@ class Scale(LeafRule):
         step_size = self.sign * self.step_size
         if isinstance(step_size, torch.Tensor):
             return [g * step_size.to(g) for g in grads], state
-        if grads and are_plain(grads) and not any_watched(grads):
+        if grads and are_unfollowed(grads):
             return list(torch._foreach_mul(grads, step_size)), state
         return [g * step_size for g in grads], state

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -44,6 +44,11 @@ def mask_leaves(mask: Any, tree: Any, what: str) -> list[bool]:
     return kept
 
 
+def part_of(leaves: Sequence[Any], labels: Sequence[Any], label: Any) -> list[Any]:
+    """Return the leaves with a label, and a node without children for each of the others."""
+    return [leaf if own == label else MaskedNode() for leaf, own in zip(leaves, labels)]
+
+
 @dataclass(frozen=True)
 class Masked(Driver):
     """Applies `inner` where the mask is true. It needs the tree, to which masks refer."""
@@ -52,12 +57,10 @@ class Masked(Driver):
     mask: Any
     needs_tree: ClassVar[bool] = True
 
-    def _hide(self, tree: Any) -> tuple[Any, list[Any], list[bool], Any]:
+    def _hide(self, tree: Any) -> tuple[Any, list[bool], Any]:
         leaves, spec = tree_flatten(tree, none_is_leaf=True)
         kept = mask_leaves(self.mask, tree, "masked(inner, mask)")
-        assert len(kept) == len(leaves)
-        visible = [leaf if keep else MaskedNode() for leaf, keep in zip(leaves, kept)]
-        return tree_unflatten(spec, visible), leaves, kept, spec
+        return tree_unflatten(spec, part_of(leaves, kept, True)), kept, spec
 
     def init(self, params: Any) -> MaskedState:
         """Return the state of `inner` for the parameters where the mask is true."""
@@ -65,14 +68,13 @@ class Masked(Driver):
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Transform the updates where the mask is true; return the others unchanged."""
-        visible, leaves, kept, spec = self._hide(updates if params is None else params)
-        visible_params = None if params is None else visible
+        visible, kept, spec = self._hide(updates if params is None else params)
         leaves = flatten_up_to(spec, updates, "updates")
-        visible_updates = tree_unflatten(
-            spec, [leaf if keep else MaskedNode() for leaf, keep in zip(leaves, kept)]
-        )
         new_updates, inner_state = self.inner.update(
-            visible_updates, state.inner_state, params=visible_params, inplace=inplace
+            tree_unflatten(spec, part_of(leaves, kept, True)),
+            state.inner_state,
+            params=None if params is None else visible,
+            inplace=inplace,
         )
         new_leaves = flatten_up_to(spec, new_updates, "updates")
         merged = [new if keep else old for new, old, keep in zip(new_leaves, leaves, kept)]

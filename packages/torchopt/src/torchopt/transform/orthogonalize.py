@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchopt import _C
-from torchopt.kernels.missing import why_missing
+from torchopt.kernels import native
 from torchopt.kernels.stacks import in_stacks
 from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.norm import scaled
@@ -39,17 +38,16 @@ class Orthogonalize(LeafRule):
             if g.ndim != 2:
                 raise ValueError(f"orthogonalize: expected matrices, got shape {tuple(g.shape)}")
         numbers = (*self.coefficients, self.eps)
-        kernel = self._kernel if are_numbers(*numbers) and why_missing(_C) is None else None
+        kernel = self._kernel if are_numbers(*numbers) else None
         return in_stacks(self._iterated, grads, *numbers, kernel=kernel), state
 
     def _kernel(self, grads: list[Tensor]) -> Sequence[Tensor | None] | None:
         """Return the values of `_iterated`; None for tensors that the kernel does not support."""
-        if grads and grads[0].device.type != "cpu":
-            return None
         scales = [self._scale(*g.shape) for g in grads]
-        a, b, c = map(float, self.coefficients)
-        threads = torch.get_num_threads()
-        return _C.newton_schulz(grads, scales, self.steps, a, b, c, float(self.eps), threads)
+        numbers = map(float, (*self.coefficients, self.eps))
+        found: Sequence[Tensor | None] | None
+        found = native.call("newton_schulz", [grads], scales, self.steps, *numbers)
+        return found
 
     def _iterated(self, g: Tensor, a: Any, b: Any, c: Any, eps: Any) -> Tensor:
         tall = g.shape[-2] > g.shape[-1]

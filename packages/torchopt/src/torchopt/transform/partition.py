@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from torchopt.base import Driver, GradientTransformation, require_transformation
-from torchopt.transform.masked import MaskedNode
+from torchopt.transform.masked import part_of
 from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = ["PartitionState", "partition"]
@@ -48,7 +48,7 @@ class Partition(Driver):
         return PartitionState(
             inner_states={
                 label: inner.init(
-                    tree_unflatten(spec, _part(leaves, labels, label)) if label in labels else ()
+                    tree_unflatten(spec, part_of(leaves, labels, label)) if label in labels else ()
                 )
                 for label, inner in self.transformations.items()
             }
@@ -67,8 +67,8 @@ class Partition(Driver):
             if label not in labels:
                 states[label] = state.inner_states[label]
                 continue
-            part = tree_unflatten(spec, _part(values, labels, label))
-            own = None if params is None else tree_unflatten(spec, _part(leaves, labels, label))
+            part = tree_unflatten(spec, part_of(values, labels, label))
+            own = None if params is None else tree_unflatten(spec, part_of(leaves, labels, label))
             part, states[label] = inner.update(
                 part, state.inner_states[label], params=own, inplace=inplace
             )
@@ -76,10 +76,6 @@ class Partition(Driver):
                 if labels[i] == label:
                     merged[i] = value
         return tree_unflatten(spec, merged), PartitionState(inner_states=states)
-
-
-def _part(leaves: list[Any], labels: list[Any], label: Any) -> list[Any]:
-    return [leaf if own == label else MaskedNode() for leaf, own in zip(leaves, labels)]
 
 
 def partition(

@@ -126,9 +126,19 @@ class Plan:
         return tuple(sorted({*counting, *(i for i, _ in self.schedules)}))
 
     @lazy
-    def shared(self) -> tuple[tuple[int, Any, str], ...]:
-        """Triples (member, rule, field) for the fields that leaves with equal counts share."""
-        return tuple((i, rule, name) for i, rule in self.rules for name in rule.shared)
+    def shared(self) -> tuple[tuple[int, str], ...]:
+        """Pairs (member, field) for the fields that leaves with equal counts share."""
+        return tuple((i, name) for i, rule in self.rules for name in rule.shared)
+
+    @lazy
+    def equal(self) -> tuple[tuple[int, str], ...]:
+        """Pairs (member, field) for the fields that must be equal for leaves in one call."""
+        return (*((i, "count") for i in self.counted), *self.shared)
+
+    @lazy
+    def lists(self) -> tuple[tuple[int, str], ...]:
+        """Pairs (member, field) for all fields with an entry for each leaf."""
+        return (*self.states, *self.equal)
 
     @lazy
     def sharing(self) -> tuple[tuple[int, Any], ...]:

@@ -6,11 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.counts import for_each_distinct, increment, zero_counts
 from torchopt.typing import Schedule
 
 if TYPE_CHECKING:
@@ -50,16 +49,14 @@ class ScaleBySchedule(LeafRule):
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Evaluate the schedule once for each distinct count and scale."""
-        values: dict[int, Any] = {}
-        updates = []
-        for g, count in zip(grads, state.count):
-            if id(count) not in values:
-                value = self.sign * self.step_size_fn(count)
-                if isinstance(value, torch.Tensor) and value.numel() == 1:
-                    value = value.reshape(())
-                values[id(count)] = value
-            value = values[id(count)]
-            updates.append(g * (value.to(g) if isinstance(value, torch.Tensor) else value))
+
+        def factor(count: Tensor) -> Any:
+            value: Any = self.sign * self.step_size_fn(count)
+            alone = isinstance(value, Tensor) and value.numel() == 1
+            return value.reshape(()) if alone else value
+
+        pairs = zip(grads, for_each_distinct(factor, state.count))
+        updates = [g * (x.to(g) if isinstance(x, Tensor) else x) for g, x in pairs]
         return updates, ScaleByScheduleState(count=increment(state.count))
 
 

@@ -18,12 +18,14 @@ __all__ = [
     "are_numbers",
     "at_least_one",
     "at_least_zero",
+    "check",
     "check_at_least_zero",
     "check_fraction",
     "fraction",
     "number",
     "positive",
     "unpacked",
+    "within",
 ]
 
 #: A hyper-parameter: a number, or a tensor that is read in each step.
@@ -48,24 +50,40 @@ def number(
     )
 
 
+def within(
+    expected: str, what: str, default: Any = _NONE, *, starts: str = "", optional: bool = False
+) -> Any:
+    """Declare a hyper-parameter in a range.
+
+    Args:
+        expected: A key of `RANGES`.
+        what: Its name in messages.
+        default: Its default, if it has one.
+        starts: See `number`.
+        optional: Whether None stands for none.
+    """
+    inside = partial(check, expected=expected, what=what, optional=optional)
+    return number(default, inside, starts=starts)
+
+
 def at_least_zero(what: str, default: Any = _NONE, *, starts: str = "") -> Any:
     """Declare a hyper-parameter >= 0; `what` is its name in messages."""
-    return number(default, partial(check_at_least_zero, what=what), starts=starts)
+    return within("a number >= 0", what, default, starts=starts)
 
 
 def at_least_one(what: str, default: Any = _NONE) -> Any:
     """Declare a hyper-parameter that is >= 1 or None; `what` is its name in messages."""
-    return number(default, partial(_check_at_least_one, what=what))
+    return within("a number >= 1", what, default, optional=True)
 
 
 def positive(what: str, default: Any = _NONE) -> Any:
     """Declare a hyper-parameter > 0; `what` is its name in messages."""
-    return number(default, partial(_check_positive, what=what))
+    return within("a number > 0", what, default)
 
 
 def fraction(what: str, default: Any = _NONE, *, closed: bool = False) -> Any:
     """Declare a hyper-parameter in [0, 1), or in [0, 1] when `closed`."""
-    return number(default, partial(check_fraction, what=what, closed=closed))
+    return within("0 <= number <= 1" if closed else "0 <= number < 1", what, default)
 
 
 def are_numbers(*values: Hyper | None) -> bool:
@@ -73,30 +91,38 @@ def are_numbers(*values: Hyper | None) -> bool:
     return not any(isinstance(value, torch.Tensor) for value in values)
 
 
+#: Ranges by what messages say of them.
+RANGES: dict[str, Callable[[Any], bool]] = {
+    "a number >= 0": lambda x: x >= 0,
+    "a number >= 1": lambda x: x >= 1,
+    "a number > 0": lambda x: x > 0,
+    "a number <= 0": lambda x: x <= 0,
+    "a number > 1": lambda x: x > 1,
+    "0 < number < 1": lambda x: 0 < x < 1,
+    "0 <= number < 1": lambda x: 0 <= x < 1,
+    "0 <= number <= 1": lambda x: 0 <= x <= 1,
+}
+
+
+def check(value: Hyper | None, expected: str, what: str, *, optional: bool = False) -> None:
+    """Raise `ValueError("Invalid {what}: {value}; ...")` for a number out of range."""
+    if optional and value is None:
+        return
+    if _is_number(value, what) and not RANGES[expected](value):
+        raise ValueError(f"Invalid {what}: {value}; expected {expected}")
+
+
 def check_at_least_zero(value: Hyper, what: str) -> None:
     """Raise `ValueError("Invalid {what}: {value}; ...")` unless value >= 0."""
-    if _is_number(value, what) and not value >= 0.0:
-        raise ValueError(f"Invalid {what}: {value}; expected a number >= 0")
-
-
-def _check_at_least_one(value: Hyper | None, what: str) -> None:
-    if value is not None and _is_number(value, what) and not value >= 1:
-        raise ValueError(f"Invalid {what}: {value}; expected a number >= 1")
-
-
-def _check_positive(value: Hyper, what: str) -> None:
-    if _is_number(value, what) and not value > 0:
-        raise ValueError(f"Invalid {what}: {value}; expected a number > 0")
+    check(value, "a number >= 0", what)
 
 
 def check_fraction(value: Hyper, what: str, *, closed: bool = False) -> None:
     """Raise `ValueError("Invalid {what}: {value}; ...")` unless 0 <= value < 1 (<= if `closed`)."""
-    if _is_number(value, what) and not (0.0 <= value < 1.0 or (closed and value == 1.0)):
-        sign = "<=" if closed else "<"
-        raise ValueError(f"Invalid {what}: {value}; expected 0 <= number {sign} 1")
+    check(value, "0 <= number <= 1" if closed else "0 <= number < 1", what)
 
 
-def _is_number(value: Hyper, what: str) -> bool:
+def _is_number(value: Hyper | None, what: str) -> bool:
     """Return whether `value` is a number and not a tensor; raise `TypeError` if it is neither."""
     if isinstance(value, torch.Tensor):
         return False

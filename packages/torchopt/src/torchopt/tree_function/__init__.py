@@ -15,7 +15,14 @@ from torchopt.torch_internals import (
     plain_entry,
 )
 from torchopt.tree_function.across_vmap import call_across_vmap
-from torchopt.tree_function.lists import PLAIN, add_lists, are_plain, max_over_batch, placed_like
+from torchopt.tree_function.lists import (
+    PLAIN,
+    add_lists,
+    are_plain,
+    are_unfollowed,
+    max_over_batch,
+    placed_like,
+)
 from torchopt.tree_function.modes import derivatives_wanted, forward_modes, linearize, uncompiled
 from torchopt.tree_function.operation import Operation, apply_operation
 from torchopt.tree_function.rule import Rule, Sweep, apply_rule, apply_sweep
@@ -31,6 +38,7 @@ __all__ = [
     "apply_rule",
     "apply_sweep",
     "are_plain",
+    "are_unfollowed",
     "below_transforms",
     "call_across_vmap",
     "derivatives_wanted",

@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from torchopt.torch_internals import (
-    in_forward_mode,
-    is_traced,
-    is_transforming,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from torchopt.torch_internals import any_watched, in_forward_mode, is_traced, is_transforming
 from torchopt.tree_function.modes import Tensors
 
-__all__ = ["PLAIN", "add_lists", "are_plain", "max_over_batch", "placed_like"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["PLAIN", "add_lists", "are_plain", "are_unfollowed", "max_over_batch", "placed_like"]
 
 
 class _AddLists(torch.autograd.Function):
@@ -67,6 +64,7 @@ def _foreach_add(*tensors: Tensor) -> Tensors:
 
 PLAIN = (Tensor, torch.nn.Parameter)
 """The types whose memory contains their elements; that of a subclass may contain anything."""
+_PLAIN = frozenset(PLAIN)
 
 
 def are_plain(*roles: Iterable[Tensor]) -> bool:
@@ -78,8 +76,13 @@ def are_plain(*roles: Iterable[Tensor]) -> bool:
         not in_forward_mode()
         and not is_transforming()
         and not is_traced()
-        and all(frozenset(PLAIN).issuperset(map(type, role)) for role in roles)
+        and all(_PLAIN.issuperset(map(type, role)) for role in roles)
     )
+
+
+def are_unfollowed(*roles: Sequence[Tensor]) -> bool:
+    """Return whether these are plain tensors, and no graph follows them."""
+    return are_plain(*roles) and not any_watched(itertools.chain(*roles))
 
 
 def placed_like(old: Any, new: Any) -> Tensor:

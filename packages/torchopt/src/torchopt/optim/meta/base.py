@@ -12,15 +12,10 @@ from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.optim.gradients import gradients
-from torchopt.optim.named_state import load_named_state, named_state
+from torchopt.optim.named_state import Group, load_named_state, named_state
 from torchopt.optim.states import StepLock, fitted_state, require_states
 from torchopt.optimizers.short import next_params
-from torchopt.params.containers import (
-    Slot,
-    SlotCache,
-    parameter_slot_groups,
-    require_replaceable,
-)
+from torchopt.params.containers import Slot, SlotCache, parameter_slot_groups, require_replaceable
 from torchopt.params.load import start_from_what_is_loaded
 from torchopt.params.second_order import warn_of_missing_second_derivatives
 from torchopt.params.sharded import gather_in_graph
@@ -289,9 +284,7 @@ class MetaOptimizer:
         require_states(state_dict, len(self.state_groups), "modules")
         self._take_over(
             [
-                saved
-                if isinstance(saved, UninitializedState)
-                else fitted_state(saved, self.impls[i], self._names_and_params(i)[1], f"state[{i}]")
+                fitted_state(saved, self.impls[i], self._names_and_params(i)[1], f"state[{i}]")
                 for i, saved in enumerate(state_dict)
             ]
         )
@@ -308,12 +301,7 @@ class MetaOptimizer:
         After `torch.save`, it can be read by `torch.load(..., weights_only=True)`. The tensors are
         shared with the optimizer.
         """
-        return named_state(
-            [
-                (self.impls[i], state, *self._names_and_params(i))
-                for i, state in enumerate(self.state_groups)
-            ]
-        )
+        return named_state(self._groups())
 
     def load_named_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a result of `named_state_dict`.
@@ -325,15 +313,13 @@ class MetaOptimizer:
             ValueError: Another format, names that are missing or left over, or other shapes; the
                 message lists them, and nothing is loaded.
         """
-        self._take_over(
-            load_named_state(
-                state_dict,
-                [
-                    (self.impls[i], state, *self._names_and_params(i))
-                    for i, state in enumerate(self.state_groups)
-                ],
-            )
-        )
+        self._take_over(load_named_state(state_dict, self._groups()))
+
+    def _groups(self) -> list[Group]:
+        return [
+            (impl, state, *self._names_and_params(i))
+            for i, (impl, state) in enumerate(zip(self.impls, self.state_groups))
+        ]
 
     def _names_and_params(self, index: int) -> tuple[list[str], tuple[Tensor, ...]]:
         slots = parameter_slot_groups(self._modules)[index]
