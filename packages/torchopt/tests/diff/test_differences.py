@@ -541,7 +541,7 @@ def test_gradients_of_rough_and_of_flat_losses_are_their_derivatives(
 
 
 @pytest.mark.parametrize("activation", [torch.abs, torch.nn.functional.leaky_relu])
-def test_kinks_that_cancel_in_a_slope_are_no_reason_to_raise(activation: Any) -> None:
+def test_kinks_that_cancel_in_a_slope_do_not_raise(activation: Any) -> None:
     """Units change sign on both sides of a point: the gradient shows it, its slope need not."""
     for seed in range(12):
         generator = torch.Generator().manual_seed(seed)

@@ -54,7 +54,7 @@ def test_the_others_name_a_killed_process(made, victim):
 
 
 @ahead(lambda folder: told_of(folder, programs.collective_fault, 3, "hang", 1))
-def test_a_process_that_hangs_says_where(made):
+def test_a_process_that_hangs_reports_where(made):
     ended, told = made
     assert ended.rank == 1
     assert sorted(told) == [0, 2]
@@ -127,7 +127,7 @@ def test_the_processes_that_name_a_stopped_one_kill_it(made, stopped):
 
 
 @ahead(lambda folder: in_world(programs.suspended, 3))
-def test_a_world_that_is_suspended_goes_on_afterwards(made):
+def test_a_suspended_world_continues_afterwards(made):
     assert made == [[600.0] * 4] * 3
 
 
@@ -299,7 +299,7 @@ def test_a_run_that_is_killed_while_it_saves_shards_ends_like_an_undisturbed_one
         (signal.SIGSTOP, 1.0, r"ranks \[0\] still run"),
     ],
 )
-def test_a_process_that_says_half_of_its_result_is_named(how, seconds, words):
+def test_a_process_that_sends_half_of_its_result_is_named(how, seconds, words):
     with pytest.raises(WorkerError, match=words):
         todist.spawn(programs.say_half, 1, (how,), start_method="forkserver", timeout=seconds)
 

@@ -112,7 +112,7 @@ def test_only_processes_with_the_token_can_join(hub):
     assert watch.wait_for_failure(30.0).rank == 1
 
 
-def test_strangers_do_not_keep_ranks_out(hub):
+def test_strangers_do_not_block_ranks(hub):
     watch, address = hub
     many = connections._STRANGERS + len(RANKS)
     strangers = [socket.create_connection(address, timeout=30) for _ in range(many + 3)]
@@ -128,7 +128,7 @@ def test_strangers_do_not_keep_ranks_out(hub):
     link.connection.close()
 
 
-def test_a_connection_whose_other_side_does_not_read_ends(monkeypatch):
+def test_a_connection_is_closed_if_the_other_side_does_not_read(monkeypatch):
     """The next message would be read as the rest of one that was sent in part."""
     monkeypatch.setattr(link_module, "_SENDING", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -179,7 +179,7 @@ def late_at_a_port(folder: Path) -> tuple[list, list]:
 
 
 @ahead(late_at_a_port)
-def test_who_comes_late_to_an_open_world_is_told_what_is_there(made):
+def test_a_late_process_is_told_which_world_is_open(made):
     world, (second, another, larger) = made
     assert world == [((0, 1), [1.0, -3.0])] * 2
     assert re.search(r"rank 1 of 2: .* found one in which process \d+ on .* is this rank", second)
@@ -195,7 +195,7 @@ def test_who_comes_late_to_an_open_world_is_told_what_is_there(made):
         env={"LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": meeting.loopback_interface()},
     )
 )
-def test_worlds_across_machines_follow_one_another(made):
+def test_worlds_across_machines_can_follow_each_other(made):
     for rank, worlds in enumerate(made):
         for number, (grad, told, is_across, second) in enumerate(worlds, 1):
             assert grad == [1.0, -2.0 * number - 1.0]

@@ -109,7 +109,7 @@ def test_ranks_that_disagree_get_an_error_and_continue(standing, what, words):
         assert again == 9.0
 
 
-def test_ranks_that_pull_different_results_back_are_told(standing):
+def test_ranks_that_differentiate_different_results_raise(standing):
     for (rank, _, kind, trace, _), grad, other in standing(
         programs.run, 2, "pulled_back_in_another_order"
     ):

@@ -128,7 +128,7 @@ def test_threads_take_turns(standing):
 
 
 @ahead(lambda folder: in_world(programs.group_in_a_task, 3))
-def test_a_group_is_used_first_outside_of_tasks_and_not_after_its_end(made):
+def test_a_group_is_first_used_outside_tasks_and_not_after_its_end(made):
     for (rank, task, how, trace, _), afterwards in made:
         assert (rank, task, how) == (0, "task 1 of 5", "raised")
         assert "expected an operation of ranks [0, 1] outside of their tasks" in trace
@@ -145,7 +145,7 @@ def test_a_group_is_used_first_outside_of_tasks_and_not_after_its_end(made):
         ("tensors", "differs", r"float64 [4]"),
     ],
 )
-def test_an_estimate_that_fails_on_one_rank_is_told_to_all(standing, how, kind, words):
+def test_an_estimate_that_fails_on_one_rank_raises_on_all(standing, how, kind, words):
     found = standing(programs.run, 3, "estimates", how)
     for (rank, _, told, trace, _), grad in found:
         assert (rank, told) == (2, kind)

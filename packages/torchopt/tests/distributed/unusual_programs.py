@@ -348,7 +348,7 @@ def steps_of_two_threads() -> tuple[list[Any], list[Any]]:
 
 
 def group_in_a_task() -> Any:
-    """Return what is told of a group that is used first in a task, and after the end of groups."""
+    """Return the errors of a group first used in a task, and of uses after groups have ended."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
@@ -373,7 +373,7 @@ def group_in_a_task() -> Any:
 
 
 def estimates(how: str) -> Any:
-    """Return what every rank is told of an estimate that fails on the last, and a good one."""
+    """Return every rank's error of an estimate that fails on the last rank, and a good estimate."""
     mine = todist.get_rank() == todist.get_world_size() - 1
     start = torch.ones(3, dtype=F64)
 

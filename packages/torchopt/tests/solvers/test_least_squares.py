@@ -223,7 +223,7 @@ def test_scale_and_bounds_as_functions_of_arguments_are_differentiated(method):
     assert (found[1][1:].abs() > 1e-4).all()  # the other unknowns move with the one at the bound
 
 
-def test_a_ridge_of_the_step_solver_is_a_part_of_the_steps():
+def test_the_ridge_of_the_step_solver_is_part_of_the_steps():
     generator = torch.Generator().manual_seed(2)
     M = torch.randn(12, 5, generator=generator, dtype=F64)
     y = torch.randn(12, generator=generator, dtype=F64)

@@ -250,14 +250,14 @@ def test_newton_on_coupled_leaves():
 
 
 @pytest.mark.parametrize("step_solver", [LU(ridge=1.0), GMRES(ridge=1.0, rtol=1e-14)])
-def test_a_ridge_of_the_step_solver_is_a_part_of_the_steps(step_solver):
+def test_the_ridge_of_the_step_solver_is_part_of_the_steps(step_solver):
     x, a = torch.tensor([0.0, 2.0]).double(), torch.tensor([1.0, 1.0]).double()
     once = Newton(step_solver=step_solver, maxiter=1, on_fail="ignore")
     found = once.run(lambda x, a: x**3 - a, x, a).value
     torch.testing.assert_close(found, x - (x**3 - a) / (3 * x**2 + 1), rtol=1e-12, atol=1e-12)
 
 
-def test_a_ridge_of_the_normal_equations_is_a_part_of_the_steps():
+def test_the_ridge_of_the_normal_equations_is_part_of_the_steps():
     x, a = torch.tensor([0.0, 2.0]).double(), torch.tensor([1.0, 1.0]).double()
     once = Newton(step_solver=NormalCG(ridge=1.0, rtol=1e-14), maxiter=1, on_fail="ignore")
     found = once.run(lambda x, a: x**3 - a, x, a).value

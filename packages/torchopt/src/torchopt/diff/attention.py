@@ -41,7 +41,7 @@ def attention(
 ) -> Tensor:
     """Return the same as `torch.nn.functional.scaled_dot_product_attention`.
 
-    Differentiable to any order, in every mode. Without dropout and outside of transforms, every
+    Differentiable to any order, in every mode. Without dropout and outside transforms, every
     derivative takes memory linear in the number of queries.
 
     Args:
@@ -72,7 +72,7 @@ def attention(
     rows = query.size(-2)
     batch = math.prod(torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]))
     size = max(1, _BYTES // max(1, batch * key.size(-2) * query.element_size()))
-    # Inside of transforms and with dropout, separate operations for each chunk would break the
+    # Inside transforms and with dropout, separate operations for each chunk would break the
     # rules of the transform and of random numbers.
     if dropout_p > 0 or is_transforming() or size >= rows:
         return _chunk(query, key, value, mask, scale=scale, dropout_p=dropout_p)

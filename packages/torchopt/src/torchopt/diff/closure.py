@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 MADE_INSIDE = " (made inside for torch.autograd.grad? use torch.func.grad)"
-# torch's message about a tensor outside of its transform.
+# torch's message about a tensor outside its transform.
 ESCAPED = ("escaped", "batched == nullptr", "wrapper == nullptr")
 NAMED, SEARCHED, ENTRIES = 3, 5000, 256
 ATOMS = (int, float, complex, str, bytes, bool, type(None), range)

@@ -299,7 +299,7 @@ class Surroundings:
         )
 
     def freeze(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function with each evaluation inside of `replayed`."""
+        """Return the function with each evaluation inside `replayed`."""
 
         @functools.wraps(function)
         def frozen(*args: Any, **kwargs: Any) -> Any:

@@ -142,7 +142,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         if name == "scaled_dot_product_attention":
             return attention(*args, **kwargs)
         if name == "multi_head_attention_forward":
-            # It is written in Python, and torch does not call modes inside of it.
+            # It is written in Python, and torch does not call modes inside it.
             return _with_attention(func)(*args, **kwargs)
         if name in RECURRENT:
             with without_recurrent_kernels():
@@ -161,7 +161,7 @@ class TwiceDifferentiable(TorchFunctionMode):
     def _switch(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Handle an operation that switches gradients on or off, or takes a gradient."""
         if name == "_set_grad_enabled":
-            # A transform inside of no_grad switches gradients on only for itself.
+            # A transform inside no_grad switches gradients on only for itself.
             if self._has_tangents and not (self._paused and count_transforms() > self._paused_at):
                 self._pause(not args[0])
         elif kwargs.get("create_graph") or args[4:5] == (True,):
@@ -216,7 +216,7 @@ _LOOKED_AT = EXCHANGED | _SWITCHES | {"custom_function_call", "register_hook"}
 
 
 def twice_differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function with each call inside of `TwiceDifferentiable`."""
+    """Return the function with each call inside `TwiceDifferentiable`."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -192,7 +192,7 @@ _deadlines = Deadlines()
 
 
 class _Outside:
-    """The derivative rule of a result obtained outside of a context: it raises."""
+    """The derivative rule of a result obtained outside a context: it raises."""
 
     needs_its_closure = False
     num_differentiable_inputs = num_differentiable_outputs = 1

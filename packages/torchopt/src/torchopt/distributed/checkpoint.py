@@ -47,7 +47,7 @@ class Checkpoint:
     Args:
         path: The file; its folder is created if it does not exist.
         every: The number of steps between writes, >= 1.
-        asynchronous: Copy the state in `save` and write it while the program goes on. It becomes
+        asynchronous: Copy the state in `save` and write it while the program continues. It becomes
             the current state in the next call of `save` or `wait`.
 
     Example:

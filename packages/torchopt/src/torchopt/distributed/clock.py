@@ -11,7 +11,7 @@ __all__ = ["Clock"]
 class Clock:
     """A clock that stops while its process is stopped.
 
-    If a terminal or a job scheduler suspends all processes of a world, the world goes on
+    If a terminal or a job scheduler suspends all processes of a world, the world continues
     afterwards: time in which a process could not run counts neither as waiting nor as delay.
 
     Args:

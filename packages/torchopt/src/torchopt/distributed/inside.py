@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks that a thread is inside of, in which no collective operation is possible."""
+"""The tasks in which a thread runs. No collective operation is possible inside them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class _Own(threading.local):
     """The state of one thread.
 
     Attributes:
-        tasks: For each task that it is inside of, the ranks of the group.
+        tasks: The ranks of the group, for each task in which it runs.
     """
 
     tasks: tuple[tuple[int, ...], ...] = ()

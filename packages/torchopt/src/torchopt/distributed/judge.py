@@ -81,7 +81,7 @@ def judge(views: Mapping[int, View], now: float, timeout: float, own: int) -> Ve
     A process that is alive and makes progress never fails, however slow it is. A process fails if
 
     - it has left while another process waits for it in an operation;
-    - it has been in the same place, outside of an operation, for as long as another process has
+    - it has been in the same place, outside an operation, for as long as another process has
       waited for it, and longer than the limit of that operation (a task has its own limit);
     - it sends no heartbeat, and is past the limit of its task, or has been silent for longer than
       an operation that waits for it may take, or for longer than `timeout`.

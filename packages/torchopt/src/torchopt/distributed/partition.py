@@ -35,7 +35,7 @@ class TensorDimensionPartitioner:
 
     Without `exclusive` there is one call for each worker, or for each entry if there are fewer
     entries than workers. Each call gets `size // workers` entries, and the last one also gets the
-    remainder. The results can then stand for different numbers of entries, which
+    remainder. The results can then represent different numbers of entries, which
     `weighted_mean_reducer` takes into account and `mean_reducer` does not.
 
     Args:

@@ -127,7 +127,7 @@ def get_local_world_size() -> int:
 
 
 def get_backend() -> str | None:
-    """Return `"local"`, `"rpc"` or `"collective"`, or None outside of a world."""
+    """Return `"local"`, `"rpc"` or `"collective"`, or None outside a world."""
     session = _session.current()
     if session is not None:
         return session.backend
@@ -270,7 +270,7 @@ def _open(backend: Any, options: Any, timeout: float) -> _session.Session:
 
 
 def shutdown() -> None:
-    """Leave the world now instead of at exit. Does nothing outside of a world."""
+    """Leave the world now instead of at exit. Does nothing outside a world."""
     _session.close()
 
 

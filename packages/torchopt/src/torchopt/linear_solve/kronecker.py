@@ -134,7 +134,7 @@ def kronecker(
         A function of trees like `dict(module.named_parameters())`.
 
     Raises:
-        RuntimeError: It is called inside of `torch.inference_mode()`.
+        RuntimeError: It is called inside `torch.inference_mode()`.
         TypeError: A parameter belongs to another kind of layer or to two layers, or is complex;
             there are no parameters; or inputs or targets are not tensors.
         ValueError: The ridge is not positive and finite; there are no samples, or the number of

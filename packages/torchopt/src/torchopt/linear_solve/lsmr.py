@@ -55,7 +55,7 @@ class LSMR(IterativeSolver):
     def compute(self, state: Problem, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the solution for one vector b."""
         found = super().compute(state, b, x0)
-        # If ‖Aᴴ r‖ = 0 but r ≠ 0, the remainder of b is outside of the range of A.
+        # If ‖Aᴴ r‖ = 0 but r ≠ 0, the remainder of b is outside the range of A.
         adjoint = state.operator.rmv
         scale = unit(wide(b))
         b, x = wide(b) / scale, wide(found.value) / scale

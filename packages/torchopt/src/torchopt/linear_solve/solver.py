@@ -287,7 +287,7 @@ def push_forward(function: Callable[..., Tensor], primals: Tensors, tangents: Te
     """Return the Jacobian-vector product of a function with one tensor as its value.
 
     The vector-Jacobian product c -> Jᴴ c is linear, so its own vector-Jacobian product with v is
-    J v. Unlike a nested forward mode, this works inside of every transform and for operations
+    J v. Unlike a nested forward mode, this works inside every transform and for operations
     without forward mode.
     """
     output, pull = linearize(function, *primals)

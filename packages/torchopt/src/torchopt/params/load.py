@@ -32,7 +32,7 @@ def start_from_what_is_loaded(modules: Iterable[nn.Module]) -> None:
 
 
 class _BeforeLoad:
-    """A hook that puts back those parameters that `load_state_dict` is about to load.
+    """A hook that restores those parameters that `load_state_dict` is about to load.
 
     A pickle of the module does not mention this class. It holds a built-in function without effect
     instead, so that it can be read where torchopt is not installed.

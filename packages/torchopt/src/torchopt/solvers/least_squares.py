@@ -47,7 +47,7 @@ class LeastSquares(Solver):
             is twice differentiable, with ρ(0) = 0 and ρ'(0) = 1.
         scale: C > 0, in the units of r; larger residuals are outliers. A number, a 0-dim tensor, or
             a function of *args that returns one and is differentiated.
-        lower: The lower bounds; a start outside of the bounds is moved inside. None, a number, a
+        lower: The lower bounds; a start outside the bounds is moved inside. None, a number, a
             tensor that broadcasts to every leaf of x, or a tree of those that is a prefix of x; or
             a function of *args that returns one and is differentiated.
         upper: The upper bounds, likewise.

@@ -17,7 +17,7 @@ __all__ = ["objective_value", "tree_grad"]
 
 
 def objective_value(value: Any) -> Tensor:
-    """Check and return the value of an objective, inside of the transform for its gradient.
+    """Check and return the value of an objective, inside the transform for its gradient.
 
     Raises:
         NotDifferentiableError: The value does not depend on the variables, so that every start

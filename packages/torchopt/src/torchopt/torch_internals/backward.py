@@ -31,7 +31,7 @@ __all__ = [
 any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 
-#: Return whether the backward pass that runs now may be run again; True outside of one.
+#: Return whether the present backward pass keeps its graph; True outside a backward pass.
 graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 
 _engine: Any = torch.autograd.Variable._execution_engine

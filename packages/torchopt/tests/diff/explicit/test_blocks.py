@@ -302,7 +302,7 @@ class Constant(nn.Module):
         return (x @ self.weight).tanh() + (x.detach().sin() @ self.target).tanh() * x
 
 
-def test_products_of_one_form_are_told_apart() -> None:
+def test_products_of_one_form_are_distinguished() -> None:
     torch.manual_seed(0)
     net = of(Constant)().double()
 

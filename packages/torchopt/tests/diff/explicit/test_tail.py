@@ -113,7 +113,7 @@ def test_a_late_step_without_a_second_derivative_is_refused(steps: int, keep: An
         inner(w, None)
 
 
-def test_what_is_kept_beyond_the_states_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_beyond_the_states_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slope of memory in the number of steps is that of a state, 100 numbers."""
     room, peaks = 2**20, list[int]()
     monkeypatch.setattr(dispatch, "ROOM", room)

@@ -151,7 +151,7 @@ def test_tasks_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"keep": "steps"}, {"derivative": "mixed"}, TRACED])
-def test_a_number_of_the_state_starts_alike_and_goes_on_for_each_task(options: Any) -> None:
+def test_a_number_of_the_state_starts_equal_and_evolves_for_each_task(options: Any) -> None:
     """The step size that Prodigy finds is a number; each task finds its own."""
 
     def loss(p: Any, b: Any) -> Any:

@@ -174,7 +174,7 @@ def test_unknowns_in_float32_and_arguments_in_float64(name):
     torch.testing.assert_close(second, torch.tensor([[-1 / 144]], dtype=D), rtol=1e-3, atol=0)
 
 
-# --- roots inside of roots ------------------------------------------------------------------------
+# --- roots inside roots ------------------------------------------------------------------------
 #
 # y(x)^2 = x and x y(x) = a, so x = a^(2/3).
 

@@ -89,7 +89,7 @@ def unit_cotangents(after: Carry, value: Tensor, aux: Aux) -> Cotangents:
 def gradient(
     call: Call, carry: Carry, tensors: Sequence[Any], step: int
 ) -> tuple[list[Any], Tensor, Aux]:
-    """Return the gradient of the loss, the loss and its aux, outside of any graph.
+    """Return the gradient of the loss, the loss and its aux, outside any graph.
 
     Raises:
         NotDifferentiableError: The loss depends on a tensor that requires a gradient and is not
@@ -122,7 +122,7 @@ def pulled(
     ys, cs = [y for y, _ in pairs], [c for _, c in pairs]
     if not any_autocast():
         return list(pull_back(ys, inputs, cs))
-    with contextlib.ExitStack() as stack:  # a backward pass belongs outside of autocast
+    with contextlib.ExitStack() as stack:  # a backward pass belongs outside autocast
         for device in {y.device.type for y in ys}:
             stack.enter_context(torch.autocast(device, enabled=False))
         return list(pull_back(ys, inputs, cs))

@@ -118,7 +118,7 @@ class _Block:
             if graph:
                 return self._attached(inputs, given)
             leaves = [x.detach().requires_grad_(is_smooth(x)) for x in inputs]
-            # Outside of forward mode nobody needs the tangent of a gradient.
+            # Outside forward mode nobody needs the tangent of a gradient.
             tangents = self._tangents if forward_mode_enabled() else [None for _ in leaves]
             if not graph_is_kept():
                 self._tangents = []  # the node itself lives until the whole pass is done

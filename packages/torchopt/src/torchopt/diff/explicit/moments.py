@@ -105,7 +105,7 @@ class Moments(dict[int, Any]):
 
 
 def updated(call: Call, carry: Carry, grads: Sequence[Any]) -> Carry:
-    """Return the state after a step, given the gradient, outside of any graph."""
+    """Return the state after a step, given the gradient, outside any graph."""
     with torch.no_grad():
         return constant(update(call, call.optimizer, grads, carry))
 

@@ -105,7 +105,7 @@ def _operands(name: Any, args: Sequence[Any]) -> list[Tensor] | None:
         return None
     if a.size(-1) < _LEAST or not a.is_floating_point():
         return None
-    # A checkpoint counts what its function saves and evaluates it again outside of this context.
+    # A checkpoint counts what its function saves and evaluates it again outside this context.
     if any_autocast() or is_transforming() or top_saved_tensor_hooks(True) is not None:
         return None
     operands = [a, b, *more]

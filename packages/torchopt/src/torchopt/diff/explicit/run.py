@@ -57,7 +57,7 @@ class Run:
         """Return the tensors of the result and keep some of the states."""
         call = self.call
         tensors = [x.detach() for x in inputs]
-        # Outside of any graph, the optimizer's own tensors can be used.
+        # Outside any graph, the optimizer's own tensors can be used.
         optimizer = call.optimizer_with(tensors) if torch.is_grad_enabled() else call.optimizer
         places = {call.first, *self._places(), call.steps - 1}
         self._seen = seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()

@@ -80,7 +80,7 @@ class Carry:
         return Carry(params, state, self.state_spec)
 
     def detached(self) -> Carry:
-        """Return the carry outside of any graph.
+        """Return the carry outside any graph.
 
         A tensor that occurs several times stays one tensor: leaves that share a count are updated
         in one call.

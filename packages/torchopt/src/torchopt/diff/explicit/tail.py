@@ -35,7 +35,7 @@ class Tail:
         self._losses: list[Tensor] = []
 
     def step(self, step: int) -> tuple[Carry, Tensor, Aux]:
-        """Return the results of a step outside of the graph."""
+        """Return the results of a step outside the graph."""
         variables, before = self._variables, self._carry
         with torch.enable_grad():
             self._carry, _, value, aux = attached_step(

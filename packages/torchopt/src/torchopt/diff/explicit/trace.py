@@ -210,7 +210,7 @@ def make_trace(
 
     Raises:
         NotTraceableError: The function reads values on the host, has side effects, draws random
-            numbers outside of torch, or uses a tensor that a search does not find.
+            numbers outside torch, or uses a tensor that a search does not find.
     """
     form: list[Any] = []
 

@@ -259,7 +259,7 @@ class TracedRun(Run):
         if form is None:
             if call.state is None:
                 self._at_start = self._surroundings()
-            # Outside of any graph, the optimizer's own tensors can be used.
+            # Outside any graph, the optimizer's own tensors can be used.
             first = start(call, call.optimizer, tensors).detached()
             return first, with_counts(first, call.params.spec)
         self._started = form(tensors, self._reach.tensors)

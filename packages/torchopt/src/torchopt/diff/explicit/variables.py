@@ -33,7 +33,7 @@ class Leaves:
 
     @functools.cached_property
     def constants(self) -> list[Tensor]:
-        """The inputs, outside of any graph."""
+        """The inputs, outside any graph."""
         return [x.detach() for x in self.given]
 
     @functools.cached_property
@@ -129,5 +129,5 @@ class AtStep:
         return self.slices[step]
 
     def detach(self) -> AtStep:
-        """Return the same outside of any graph."""
+        """Return the same outside any graph."""
         return AtStep({t: x.detach() for t, x in self.slices.items()})

@@ -50,8 +50,8 @@ def custom_root(
     exist to any order, in forward and reverse mode, under autograd and under `torch.func` (grad,
     vjp, jvp, jacrev, jacfwd, hessian, vmap).
 
-    The solver runs outside of any graph. If it needs gradients itself, use `torch.enable_grad()`,
-    or `torch.func.grad`, which also works inside of `torch.func` transforms.
+    The solver runs outside any graph. If it needs gradients itself, use `torch.enable_grad()`,
+    or `torch.func.grad`, which also works inside `torch.func` transforms.
 
     Args:
         optimality_fn: F(solution, *args), which is zero at the solution, a tree like the solution.

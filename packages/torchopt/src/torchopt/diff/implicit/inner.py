@@ -64,7 +64,7 @@ class Adaptation:
     """
 
     def __call__(self, matvec: Callable[[Any], Any], b: Any) -> Any:
-        """Raise, because outside of an inner problem there is no optimizer.
+        """Raise, because outside an inner problem there is no optimizer.
 
         Raises:
             TypeError: Always.
@@ -79,7 +79,7 @@ class Adaptation:
         """Return the map (matvec, b) -> -(du/dg)' b.
 
         Raises:
-            NotDifferentiableError: Inside of a vmap.
+            NotDifferentiableError: Inside a vmap.
         """
         if any(isinstance(x, Tensor) and is_wrapped(x) for x in tree_leaves((gradient, state))):
             raise NotDifferentiableError(

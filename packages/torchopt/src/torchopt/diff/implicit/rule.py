@@ -61,8 +61,8 @@ class RootRule:
     @without_saved_tensor_hooks()
     def evaluate(self, *inputs: Tensor) -> Tensors:
         """Return the result of the solver."""
-        # Outside of any graph. But tensors that required a gradient still do: the solver may take
-        # gradients with respect to them inside of `torch.enable_grad()`.
+        # Outside any graph. But tensors that required a gradient still do: the solver may take
+        # gradients with respect to them inside `torch.enable_grad()`.
         detached = [x.detach() for x in inputs]
         if not is_transforming():
             for x, flag in zip(detached, self.requires_grad):

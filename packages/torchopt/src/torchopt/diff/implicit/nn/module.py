@@ -42,8 +42,8 @@ class ImplicitMetaGradientModule(MetaGradientModule, metaclass=abc.ABCMeta):
     solution. After `module.solve(...)` the parameters are tensors with an implicit gradient with
     respect to the meta-parameters. Compute the loss of the outer problem from them.
 
-    `solve` runs outside of any graph, and the parameters are leaves, so any optimizer of
-    torch.optim or torchopt can update them, inside of `torch.enable_grad()`. It may be called any
+    `solve` runs outside any graph, and the parameters are leaves, so any optimizer of
+    torch.optim or torchopt can update them, inside `torch.enable_grad()`. It may be called any
     number of times; each call starts from the values that the last one left. Parameters that
     require no gradient are frozen: they are constants of the inner problem and do not change.
     Arguments of `solve` that require a gradient also get one.

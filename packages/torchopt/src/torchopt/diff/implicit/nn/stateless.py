@@ -42,7 +42,7 @@ def reparametrize(
 ) -> Generator[nn.Module]:
     """Replace tensors of a module within a `with` block; see `swap_state`.
 
-    Other threads see the module unchanged. Activation checkpoints that were made inside of the
+    Other threads see the module unchanged. Activation checkpoints that were made inside the
     block are recomputed with the replaced tensors, even after the block.
 
     Example:
