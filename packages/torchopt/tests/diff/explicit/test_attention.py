@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import torchopt
-from torchopt.diff.explicit import attention as chunked
+from torchopt.diff import attention as chunked
 from torchopt.diff.explicit.memory import CountBytes
 
 plain = nn.functional.scaled_dot_product_attention
