@@ -274,7 +274,7 @@ def tree_iter(
             (default: :const:`''`, i.e., the global namespace).
 
     Returns:
-        An iterator. Several threads may share it: each leaf is then returned to one of them.
+        An iterator. Several threads may share it; each leaf is then returned to one of them.
 
     Raises:
         RecursionError: While iterating, if the tree is deeper than

@@ -35,7 +35,7 @@ def solve_inv(
             are ignored, as in the published package.
 
     Returns:
-        A solver: `solver(matvec, b)` is the solution, differentiable.
+        A solver; `solver(matvec, b)` is the solution, differentiable.
 
     Raises:
         TypeError: With `ns`, an option that the Neumann series does not have.

@@ -36,7 +36,7 @@ def solve_normal_cg(
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore".
 
     Returns:
-        A solver: `solver(matvec, b)` is the solution, differentiable.
+        A solver; `solver(matvec, b)` is the solution, differentiable.
 
     Example:
         >>> import torch

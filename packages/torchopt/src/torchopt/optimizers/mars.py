@@ -71,7 +71,7 @@ def scale_by_mars() -> None:
 
     The norm is that of each tensor, as in the authors' code. This is the approximate form, in which
     the previous gradient is that of the previous batch. The change of the first gradient is zero.
-    At the kink \|c\| = 1 the derivative is the mean of both sides.
+    At the kink |c| = 1 the derivative is the mean of both sides.
 
     Args:
         gamma: Weight of the correction, >= 0.

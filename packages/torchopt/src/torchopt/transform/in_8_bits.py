@@ -132,7 +132,7 @@ def in_8_bits(
     Between steps, a state is kept as :math:`s_b\, c`, with s_b the largest absolute value of a
     block and c the nearest of 256 numbers in [-1, 1]. For each sign, 64 of them are between 0.1 and
     1, and each decade below has half as many, down to 1e-7. The error of an element x is at most
-    0.0071 s_b, 0.0043 s_b, 0.00085 s_b, 0.00017 s_b, ... if \|x\| is at most s_b, 0.1 s_b,
+    0.0071 s_b, 0.0043 s_b, 0.00085 s_b, 0.00017 s_b, ... if |x| is at most s_b, 0.1 s_b,
     0.01 s_b, 0.001 s_b, ... Elements below 2.7e-7 s_b can become zero, so the eps of Adam matters.
 
     Codes have no derivative: use it for steps in place. A differentiated step raises.
