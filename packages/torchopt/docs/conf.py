@@ -13,6 +13,7 @@ import torchopt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
 import manual.reference
+from torchopt.index import OPTIMIZERS
 
 project = "torchopt"
 author = "the torchopt developers"
@@ -88,6 +89,21 @@ def list_table(rows: list[str], pad: str) -> list[str]:
     return out
 
 
+def without_repetition(
+    app: Any, what: str, name: str, member: object, options: object, lines: list[str]
+) -> None:
+    """Leave the arguments of a class of optimizers to the page of its function."""
+    function = FUNCTIONS.get(name.rpartition(".")[2])
+    if what == "class" and function is not None:
+        text = f"For arguments and references see `torchopt.alias.{function}`."
+        lines[lines.index("Args:") :] = [text]
+
+
+FUNCTIONS = {
+    f"{prefix}{cls}": function for function, cls in OPTIMIZERS.items() for prefix in ("", "Meta")
+}
+
+
 def is_field_of_a_tuple(
     app: Any, what: str, name: str, member: object, skip: bool, options: object
 ) -> bool | None:
@@ -108,14 +124,18 @@ def escaped(line: str) -> str:
     """
     text = line.lstrip()
     bullet = line[: len(line) - len(text) + 2] if text.startswith("* ") else ""
-    parts = line[len(bullet) :].split("`")
-    parts[::2] = [re.sub(r"[|*]|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
-    parts[1::2] = [f"`{part}`" if part.startswith(".") else part for part in parts[1::2]]
-    return bullet + "`".join(parts)
+    parts = re.split("(``?)", line[len(bullet) :])  # text, quotes, code, quotes, text ...
+    for i in range(0, len(parts), 4):
+        parts[i] = re.sub(r"[|*]|(?<=\w)_(?!\w)", r"\\\g<0>", parts[i])
+    for i in range(2, len(parts), 4):
+        if parts[i].startswith(".") and parts[i - 1] == "`":
+            parts[i] = f"`{parts[i]}`"
+    return bullet + "".join(parts)
 
 
 def setup(app: Any) -> None:
     """Connect the handlers; `plain_text` runs before napoleon reads the sections."""
+    app.connect("autodoc-process-docstring", without_repetition, priority=50)
     app.connect("autodoc-process-docstring", plain_text, priority=100)
     app.connect("autodoc-skip-member", is_field_of_a_tuple)
     manual.reference.setup(app)

@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// A table or formula wider than the page scrolls and says so; the version menu opens another manual.
+// What is wider than the page scrolls and says so; the version menu opens another manual.
 document.addEventListener("DOMContentLoaded", () => {
-  const wide = document.querySelectorAll(".table-wrapper, div.math");
-  const mark = () =>
-    wide.forEach((box) => {
+  const mark = () => {
+    // On a phone an image that is much wider than high scrolls, because its text would be too small.
+    document.querySelectorAll("article img").forEach((image) => {
+      if (image.naturalWidth > 900 && image.naturalWidth > 2.3 * image.naturalHeight)
+        image.parentElement.classList.add("wide-image");
+    });
+    document.querySelectorAll(".table-wrapper, div.math, .wide-image").forEach((box) => {
       const scrolls = box.scrollWidth > box.clientWidth + 1;
       box.classList.toggle("scrolls", scrolls);
       if (scrolls) box.setAttribute("tabindex", "0");
       else box.removeAttribute("tabindex");
     });
+  };
   mark();
   window.addEventListener("load", mark);
   window.addEventListener("resize", mark);
