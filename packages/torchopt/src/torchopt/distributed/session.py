@@ -53,6 +53,7 @@ __all__ = [
 
 DEFAULT_TIMEOUT = 300.0  # seconds
 _ADDRESS = "torchopt/hub"  # the key in torch's store
+_REOPENING = 5.0  # seconds for the port of a previous world to become free
 
 
 @dataclass
@@ -138,7 +139,8 @@ def _meet(rank: int, world_size: int, timeout: float) -> Meeting:
 
 
 def _meet_across_machines(rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
-    deadline = time.monotonic() + timeout
+    # A port that remains in use is reported soon, by rank 0.
+    deadline = time.monotonic() + (min(timeout, _REOPENING) if rank == ranks[0] else timeout)
     while True:
         try:
             store = meeting.launcher_store(rank, len(ranks), timeout)
@@ -150,8 +152,8 @@ def _meet_across_machines(rank: int, ranks: tuple[int, ...], timeout: float) -> 
                 ranks,
                 timeout,
             )
-        except dist.DistError:  # the store belonged to a previous world and ended with it
-            if rank == ranks[0] or time.monotonic() > deadline:
+        except dist.DistError:  # the store belonged to a previous world, which ended or is ending
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
             continue
