@@ -346,3 +346,24 @@ def test_meta_parameters_may_have_several_names(shared):
     weight = net[0].weight
     expected = torch.autograd.grad((two_names(a, a, weight, weight) ** 3).sum(), [a, weight])
     torch.testing.assert_close(found, expected)
+
+
+class Keeping(Shrunk):
+    """Keeps what it computes, under a new name."""
+
+    def objective(self, *args, **kwargs):
+        self.apart = self.w - self.mu
+        return (self.apart**2).sum() + self.total((args, kwargs)) * (self.w**2).sum()
+
+
+def test_activations_that_are_kept_are_no_parameters():
+    mu, lam = leaf(1.0, -2.0, 3.0), leaf(0.5)
+    module = Keeping(mu)
+    for _ in range(3):
+        module.solve(lam)
+        found = torch.autograd.grad(module.w.sum(), [mu, lam])
+        torch.testing.assert_close(found[0], torch.ones_like(mu) / 1.5)
+        torch.testing.assert_close(found[1], -mu.sum().detach() / 1.5**2)
+        assert [name for name, _ in module.named_parameters()] == ["w"]
+        with torch.enable_grad():
+            assert module.objective(lam.detach()).requires_grad

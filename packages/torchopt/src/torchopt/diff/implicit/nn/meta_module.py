@@ -22,7 +22,8 @@ class MetaGradientModule(nn.Module):
     Tensors that require a gradient and modules in training mode become meta-parameters and
     meta-modules if they were passed to the constructor and are assigned to an attribute. They
     belong to the outer problem, so `parameters()`, `modules()`, `state_dict()`, `to()` and
-    `train()` leave them out. All other tensors that require a gradient become parameters. A module
+    `train()` leave them out. All other tensors that require a gradient become parameters, except
+    for computed ones with a new name once `solve` was called: activations that are kept. A module
     in evaluation mode becomes an ordinary sub-module.
     """
 
@@ -82,7 +83,7 @@ class MetaGradientModule(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         containers = self._containers()
-        if isinstance(value, Tensor) and value.requires_grad:
+        if isinstance(value, Tensor) and value.requires_grad and not self._is_kept(name, value):
             self._require_init("_parameters", "parameters")
             self._forget(name)
             meta = id(value) in self._meta_inputs
@@ -110,6 +111,15 @@ class MetaGradientModule(nn.Module):
     def __dir__(self) -> list[str]:
         names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
         return sorted({*names, *self._meta_parameters, *self._meta_modules})
+
+    def _is_kept(self, name: str, value: Tensor) -> bool:
+        """Return whether `value` is an activation that the module keeps under a name of its own.
+
+        Only after `solve` was called once: constructors may compute parameters.
+        """
+        named = any(name in found for found in self._containers())
+        computed = not (value.is_leaf or named or id(value) in self._meta_inputs)
+        return computed and "_solving" in self.__dict__
 
     def _containers(self) -> list[dict[str, Any]]:
         names = ("_parameters", "_modules", "_buffers", "_meta_parameters", "_meta_modules")
