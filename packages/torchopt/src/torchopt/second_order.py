@@ -48,8 +48,7 @@ class _Form:
         graph: Which of its tensors are differentiated.
         grads: Which inputs have a gradient.
         inside: Whether the function takes derivatives by tensors that it holds.
-        pull: The program that maps what the first program kept, and cotangents, to the gradient;
-            None if the first program returns the gradient of its only result.
+        pull: Maps saved tensors and cotangents to gradients; None if the program returns these.
     """
 
     spec: Any
@@ -64,8 +63,7 @@ class _Evaluation:
     """One call, in the form of `torchopt.tree_function.Sweep`.
 
     Args:
-        program: Returns the tensors of the value, followed by the gradients or by the tensors from
-            which they are computed.
+        program: Returns the tensors of the value, then the gradients or the tensors for them.
         arguments: The arguments of the program.
         held: All tensors that the function reaches.
     """

@@ -91,12 +91,12 @@ def attempt(
             returned. The checks of the tensors are kept there for the next step.
         launch: With `into`: whether to step now, or only to prepare the step for
             `into.plan.launch`.
-        checked: Whether the caller knows that nothing is traced, and that states and parameters
-            have one tensor for each gradient.
+        checked: Whether the caller has checked that nothing is traced, and that states and
+            parameters have one tensor for each gradient.
     """
     if into is not None:
         if isinstance(hypers, dict):
-            return unavailable("a hyper-parameter is watched, or is no plain number")
+            return unavailable("a hyper-parameter is watched, or is not a plain number")
         refused = into.step(rule, params, grads, states, step, hypers, maximize, launch)
         return ([], list(states)) if refused is None else refused
     if not grads:
@@ -166,13 +166,15 @@ def call(
     *rest: Any,
     written: Sequence[Sequence[Tensor]] = (),
 ) -> Any:
-    """Return the results of a kernel that is no rule, None, having done nothing, for tensors that
-    it does not serve: none but plain ones on the CPU, which nothing follows.
+    """Return the results of a kernel that is not a rule, or None for unsupported tensors.
+
+    It supports only plain tensors on the CPU without a graph or a transform. If it returns None, it
+    has changed nothing.
 
     Args:
-        name: Its name in the extension.
-        roles: The lists of tensors that it takes first.
-        rest: What it takes after them, but for the number of threads.
+        name: The name of the kernel in the extension.
+        roles: Its first arguments, lists of tensors.
+        rest: The further arguments, without the number of threads.
         written: The lists that it writes to, whose versions are bumped.
     """
     if why_missing(_C) is not None or not are_unfollowed(*roles):
@@ -184,7 +186,7 @@ def call(
 
 
 def _are_alike(size: int, states: Sequence[list[Tensor]], params: Sequence[Tensor] | None) -> bool:
-    """Return whether there are so many tensors in each role."""
+    """Return whether each role has `size` tensors."""
     return {size, *map(len, states), size if params is None else len(params)} == {size}
 
 

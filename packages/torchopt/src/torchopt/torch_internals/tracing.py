@@ -234,24 +234,25 @@ def writes(nodes: Iterable[torch.fx.Node]) -> bool:
 
 
 def flattened(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the elements of tensors of one dtype, one after the other."""
+    """Return the concatenated elements of tensors of one dtype, `[total]`."""
     found: Tensor = torch._C._nn.flatten_dense_tensors(list(tensors))
     return found
 
 
 def unflattened(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the parts of `flat` that have these shapes, one after the other."""
+    """Return consecutive parts of `flat`, as views of these shapes."""
     sizes = [math.prod(shape) for shape in shapes]
     return [x.view(shape) for x, shape in zip(flat.split(sizes), shapes)]
 
 
 def pack_between(first: torch.fx.GraphModule, second: torch.fx.GraphModule, begin: int) -> None:
-    """Let small results of one graph, which another takes as its first arguments, share a buffer.
+    """Pack small results of one graph, which are the first arguments of another, into one buffer.
 
     Args:
-        first: Its output is a list.
-        second: It takes the results of the first from `begin` on.
-        begin: Where those are among the results.
+        first: A graph whose output is a list; it is changed.
+        second: A graph whose first arguments are the results of `first` from `begin` on; it is
+            changed.
+        begin: The position of the first of these results.
     """
     *_, output = first.graph.nodes
     (results,) = output.args

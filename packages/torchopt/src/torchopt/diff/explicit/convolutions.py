@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions of a batch of tasks as products of matrices.
 
-Where each task has weights of its own, vmap makes one convolution with as many groups as there are
-tasks. On a CPU torch has no fast kernel for that, nor for its derivatives; products of matrices it
-does well, and their derivatives are products again.
+If each task has its own weights, vmap makes one convolution with as many groups as tasks. On a CPU
+torch has no fast kernel for that, nor for its derivatives. It is fast for matrix products, and
+their derivatives are matrix products again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ MOST = 49  # entries of a window: so many times is the image copied
 
 
 class ConvolutionsAsProducts(TorchFunctionMode):
-    """A context in which two-dimensional convolutions with weights that a vmap batches are
-    products of matrices, on a CPU.
+    """A context in which 2-dimensional convolutions with batched weights are matrix products.
+
+    Only convolutions on a CPU whose weights are batched by a vmap are replaced.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,7 +43,7 @@ def _product(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor | None:
-    """Return a convolution; None where it is left to torch."""
+    """Return a convolution as a matrix product, or None to leave it to torch."""
     if not is_batched(weight) or groups != 1 or isinstance(padding, str):
         return None
     if input.ndim != 4 or input.device.type != "cpu":

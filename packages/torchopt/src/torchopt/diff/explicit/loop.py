@@ -243,7 +243,7 @@ class Explicit(Engine):
         )
 
     def _is_sealed(self) -> bool:
-        """Return whether it is plain that the loss depends only on its arguments."""
+        """Return whether the loss is known to depend only on its arguments."""
         if self.execute == "eager":
             return is_sealed_without(self.loss, EXCHANGED)
         return self._memory.is_sealed(self.loss)  # a program is of what the loss reaches anyway
@@ -299,11 +299,11 @@ def inner_loop(
 ) -> Explicit:
     """Return an inner loop that is differentiated through its steps.
 
-    Call the returned value with the initial parameters and the other arguments of the loss. It runs
-    the loop. Its result can be differentiated with respect to the initial parameters, all
-    floating-point tensors of the batch and of the further arguments, and all hyper-parameters that
-    are tensors. Unless the text below says otherwise, all settings give the gradient of the plain
-    unrolled loop and differ only in memory and time.
+    To run the loop, call it with the initial parameters and the other arguments of the loss. The
+    result can be differentiated with respect to the initial parameters, all floating-point tensors
+    of the batch and of the further arguments, and all hyper-parameters that are tensors. Unless the
+    text below says otherwise, all settings give the gradient of the plain unrolled loop and differ
+    only in memory and time.
 
     Args:
         loss: `loss(params, batch, *meta)`: a 0-dim tensor, or such a tensor and a tree of anything
@@ -315,8 +315,7 @@ def inner_loop(
             `"mixed"`: forward over reverse mode, which needs the memory of a first derivative.
             `"differences"`, or a `torchopt.diff.Differences`: products with second derivatives are
             computed from four, or two, gradients, for losses whose operations have no second
-            derivative. The error is estimated in `report.differences`, and an error above a
-            limit raises.
+            derivative; `report.differences` has the estimated error, and a large one raises.
             `"first_order"`: the gradient of the loss is treated as a constant; no second
             derivatives are needed, and the result is a different derivative. `"forward"`: tangents
             are carried along for each scalar that is differentiated: memory does not depend on
@@ -328,8 +327,7 @@ def inner_loop(
             step of the first call measures how many. An int: this many states, with as few
             recomputed steps as possible, by binomial checkpointing; from 32 on, several steps are
             differentiated at once as with `"steps"`. A string such as `"64MiB"`: as many states as
-            fit into this budget, in addition to the memory of one step, which a trial step
-            measures.
+            fit into this budget besides one step, whose memory a trial step measures.
             `"reversible"`: only the last state; steps of `torchopt.sgd` with momentum use integers,
             multiples of 2^-44, and are undone to the last bit. The bits that the decay removes from
             a velocity are kept: log2(1 / momentum) bits a step, 0.15 for 0.9. Raises if the loss
@@ -368,8 +366,7 @@ def inner_loop(
     Raises:
         CompilerError: In a call with `"compile"`: there is no C++ compiler, or it fails.
         NotTraceableError: In a call with `"trace"` or `"compile"`: the loss or the optimizer reads
-            a value on the host or has a side effect, or a second derivative of the call is taken;
-            the message says which.
+            a value on the host or has a side effect, or the gradient is differentiated.
         TypeError: An argument has a wrong type.
         ValueError: A value is out of range, or options exclude each other.
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small tensors in one buffer: a compiled program has fewer arguments and results then.
+"""Small tensors in one buffer, so that a compiled program has fewer arguments and results.
 
-To allocate a tensor, and to hand it from Python to C++ and back, takes as long as the loops over
-some thousand elements.
+Allocating a tensor and passing it from Python to C++ and back takes as long as loops over a few
+thousand elements.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["Packing"]
 
 @dataclass(frozen=True)
 class Packing:
-    """Which tensors of a list share a buffer.
+    """The layout of a list in which some tensors share a buffer.
 
     Attributes:
-        size: How many tensors the list has.
-        places: Which of them share the buffer.
-        shapes: The shapes of those.
-        dtype: Their type.
+        size: The number of tensors in the list.
+        places: The positions of those that share the buffer.
+        shapes: Their shapes.
+        dtype: Their dtype.
     """
 
     size: int
@@ -36,7 +36,7 @@ class Packing:
 
     @staticmethod
     def of(tensors: Sequence[Tensor]) -> Packing:
-        """Return how tensors like these are packed."""
+        """Return the packing of tensors like these."""
         dtype = next((x.dtype for x in tensors if x.is_floating_point()), None)
         places = tuple(
             i
@@ -52,11 +52,11 @@ class Packing:
 
     @property
     def count(self) -> int:
-        """How many tensors there are in a packed list."""
+        """The number of tensors in a packed list."""
         return self.size - len(self.places) + bool(self.places)
 
     def packed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the packed list: the buffer, and then the other tensors."""
+        """Return the packed list: the buffer, followed by the other tensors."""
         if not self.places:
             return list(tensors)
         inside = set(self.places)
@@ -64,7 +64,7 @@ class Packing:
         return [flattened([tensors[i] for i in self.places]), *others]
 
     def unpacked(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the list from a packed one; those of the buffer are parts of it."""
+        """Return the original list from a packed one, with views of the buffer."""
         if not self.places:
             return list(tensors)
         buffer, *others = tensors

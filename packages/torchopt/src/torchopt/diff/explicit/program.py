@@ -20,14 +20,14 @@ class Program:
 
     Attributes:
         function: The code.
-        held: Which of the tensors that the traced function reaches are further arguments.
-        strides: The strides that the code is made for; empty if it takes any.
+        held: Which of the tensors that the traced function reaches are additional arguments.
+        strides: The strides that the code expects; empty if it accepts any.
         draws: Whether it draws random numbers.
-        form: What its caller needs to make sense of the list that it returns.
+        form: The information with which its caller interprets the returned list.
         writes: Whether it writes to buffers of modules, as a BatchNorm does.
-        begin: Which of its arguments is the first of those that `taken` packs.
-        taken: How the code takes some of the arguments; None: as they are.
-        given: How it returns the first results.
+        begin: The position of the first argument that `taken` packs.
+        taken: The packing of some arguments; None: they are not packed.
+        given: The packing of the first results.
     """
 
     function: Callable[..., Any]
@@ -54,7 +54,7 @@ class Program:
         return [*self.given.unpacked(found[:count]), *found[count:]]
 
     def fitted(self, arguments: list[Tensor]) -> list[Tensor]:
-        """Return the arguments with the strides that the code takes; the same list if they fit."""
+        """Return the arguments with the strides that the code expects, or the same list."""
         wrong = [i for i, x in enumerate(self.strides) if arguments[i].stride() != x]
         if not wrong:
             return arguments

@@ -120,7 +120,7 @@ class Straight:
         self.ends = carry.smooth
         if packing.places:  # whose parts share its memory and its version
             carry = form.carry_of([x.clone() for x in packing.unpacked(before)])
-        # Nobody else has what lies between the first step and the last.
+        # Nothing else refers to the tensors between the first step and the last.
         self._watched = [x for rest in (*self._kept[:1], *self._kept[-1:]) for x in rest]
         self._versions = versions(self._watched)
         return carry, losses, aux, moments

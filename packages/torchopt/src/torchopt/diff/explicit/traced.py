@@ -244,7 +244,7 @@ class TracedRun(Run):
             if following is not None:
                 program = self._next(program, carry, tensors, following, part)
         self._last = self._last or carry.smooth
-        # What the run holds is none of its outputs: they have a graph, which holds the run.
+        # The run must not hold its outputs, because their graph holds the run.
         carry = with_ints(carry, first).detached()
         found = Outputs.of(call, carry, losses, aux)
         self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])

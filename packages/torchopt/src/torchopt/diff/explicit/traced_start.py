@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The start of a traced run, and its adjoint, traced once.
+"""The start of a traced run and its adjoint, traced once.
 
-An optimizer makes its state by some hundred calls of Python, more under vmap: that takes longer
-than ten steps of a small problem. As operations alone they are a few tens.
+An optimizer makes its state with hundreds of Python calls, more under vmap, which take longer than
+ten steps of a small problem. The traced start has only a few dozen operations.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Started:
     """The start of one run.
 
     Attributes:
-        form: How it was made.
+        form: The traced start that it comes from.
         carry: Parameters and state, with tensors for the integers of the state.
-        kept: What the adjoint takes.
+        kept: The tensors that the adjoint needs.
     """
 
     form: TracedStart
@@ -53,16 +53,16 @@ class Started:
 
 @dataclass(frozen=True)
 class TracedStart:
-    """The start of runs.
+    """A program for the start of runs, and its adjoint.
 
     Attributes:
-        taken: Which inputs of a call the program takes.
-        program: From these to the carry, and what the adjoint takes.
+        taken: The positions of the inputs of a call that the program takes.
+        program: Computes the tensors of the carry and those that the adjoint needs.
         pull: The adjoint.
         carry: The form of the carry.
-        where: Which of the results of the program each tensor of it is.
-        first: The form of the carry with the integers as the optimizer makes them.
-        reached: Which inputs have a cotangent.
+        where: The position of each tensor of the carry among the results of the program.
+        first: The form of the carry with the integers that the optimizer makes.
+        reached: The positions of the inputs that have a cotangent.
     """
 
     taken: tuple[int, ...]
@@ -83,16 +83,16 @@ class TracedStart:
 def traced_start(
     call: Call, key: Hashable, surroundings: Callable[[], Surroundings], words: Words
 ) -> TracedStart | None:
-    """Return the start of a call's runs; None where it has to be made each time.
+    """Return the traced start of a call's runs; None if it cannot be reused.
 
-    That is so where it draws random numbers, depends on values, or goes on from a state, whose
-    counts are other numbers each time.
+    It cannot be reused if it draws random numbers, depends on values, or continues from a state,
+    whose counts differ each time.
 
     Args:
         call: The call.
-        key: What all programs of the call depend on.
-        surroundings: Returns what the optimizer sees.
-        words: For messages.
+        key: The key of all programs of the call.
+        surroundings: Returns the surroundings of the optimizer.
+        words: Words for messages.
     """
     leaves = call.params.leaves
     if call.state is not None or not all(isinstance(x, (Hole, *ATOMS)) for x in leaves):

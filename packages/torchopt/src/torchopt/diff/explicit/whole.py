@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program of some steps and that of their adjoint, from one trace of both."""
+"""The programs of some steps and of their adjoint, from one common trace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["results_of", "whole_program"]
 def results_of(
     call: Call, before: Carry, full: list[Any], steps: range, *, with_gradient: bool
 ) -> tuple[list[Tensor], Form, list[tuple[Carry, list[Any]]]]:
-    """Return the tensors that steps result in, their form, and each state and gradient."""
+    """Return the resulting tensors of steps, their form, and all states and gradients."""
     after, optimizer = before, call.optimizer_with(full)
     values, aux, seen = [], [], []
     for t in steps:
@@ -52,18 +52,18 @@ def whole_program(
     *,
     compiled: bool,
 ) -> Program | None:
-    """Return the program of steps that keeps what their adjoint takes, and in its form that.
+    """Return the program of steps, which saves the tensors for their adjoint.
 
-    None where the loss draws random numbers, or anything is written in place: parts of the
-    program run later than others.
+    The form of the program contains the adjoint. None if the loss draws random numbers or anything
+    is written in place, because parts of the program run later than others.
 
     Args:
         call: The call.
         carry: Parameters and state before the steps.
         given: The distinct tensors of the carry, and the inputs that the steps take.
-        steps: Which steps.
-        surroundings: What the loss sees besides its arguments.
-        words: For messages.
+        steps: The numbers of the steps.
+        surroundings: The state that the loss sees besides its arguments.
+        words: Words for messages.
         compiled: Whether the programs are compiled.
     """
     once, where = distinct_tensors(carry.tensors())
