@@ -85,6 +85,30 @@ def test_a_closure_that_only_late_steps_use_is_refused() -> None:
         inner(w, None)
 
 
+def test_a_run_that_was_small_is_kept_whole_the_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    run = dispatch.Run
+
+    def counted(*args: Any) -> Any:
+        made.append(1)
+        return run(*args)
+
+    monkeypatch.setattr(dispatch, "Run", counted)
+    inputs = leaves()
+    expected = torch.autograd.grad(value(inputs), inputs)
+    w, x, m, lr = inputs
+    inner = torchopt.inner_loop(loss, torchopt.adam, steps=STEPS, keep="steps")
+    counts = torch.arange(1.0, STEPS + 1, dtype=torch.float64)
+    for _ in range(3):
+        torch.manual_seed(0)
+        result = inner(w, x, m, lr=lr, eps=0.1)
+        total = result.params.sum() + ((result.losses + 0.1 * result.aux) * counts).sum()
+        assert worst(expected, torch.autograd.grad(total, inputs), inputs) < 1e-12
+    assert len(made) == 1
+
+
 class Cube(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.checks import require_no_differences
 from torchopt.diff.explicit.forward import ForwardRun
 from torchopt.diff.explicit.reversible import ReversibleRun
-from torchopt.diff.explicit.run import ROOM, Run
+from torchopt.diff.explicit.run import ROOM, Run, graph_size
 from torchopt.diff.explicit.traced import TracedRun
 from torchopt.diff.explicit.traced_forward import TracedForwardRun
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
 from torchopt.diff.places import recorded_iterators
 from torchopt.errors import NotTraceableError
 from torchopt.params.sharded import gather_in_graph, require_whole
-from torchopt.torch_internals import in_forward_mode_of_this_thread
+from torchopt.torch_internals import in_forward_mode_of_this_thread, top_saved_tensor_hooks
 from torchopt.tree_function import apply_sweep, is_transforming
 
 __all__ = ["run_call"]
@@ -66,13 +66,23 @@ def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
         run = ForwardRun(call)
     elif reversible:
         run = ReversibleRun(call)
-    elif keep == "all" and call.derivative in ("reverse", "first_order"):
+    elif (keep == "all" and call.derivative in ("reverse", "first_order")) or (
+        keep == "steps" and _is_small(call)
+    ):
         return run_attached(call, call.inputs)
     elif isinstance(keep, str):
         run = Run(call, snapshots_within(call, keep)) if budget else Run(call, call.steps, ROOM)
     else:
         run = Run(call, keep, ROOM if keep >= MANY else 0)
     return _swept(run, call)
+
+
+def _is_small(call: Call) -> bool:
+    """Return whether the graph of all steps takes no more than that of the last ones may."""
+    size = graph_size(call)
+    if size is None or call.derivative != "reverse" or call.host:
+        return False
+    return top_saved_tensor_hooks(True) is None and (call.steps - call.first) * size <= ROOM
 
 
 def _swept(run: Run, call: Call) -> Outputs:

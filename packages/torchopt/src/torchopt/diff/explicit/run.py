@@ -26,7 +26,7 @@ from torchopt.torch_internals import top_saved_tensor_hooks
 from torchopt.tree import is_smooth
 from torchopt.tree_function import is_transforming, linearize
 
-__all__ = ["Run"]
+__all__ = ["Run", "graph_size"]
 
 ROOM = 2**22  # bytes that the graph of several steps may take
 APART = 8  # steps between kept states if the gradients between them are kept too
@@ -105,12 +105,11 @@ class Run:
         graph, and how many of the other steps are reversed together.
         """
         call = self.call
-        key = tuple((x.shape, x.dtype) for x in tensors)
-        if (size := call.sizes.get(key)) is None:
+        if (size := graph_size(call)) is None:
             with CountBytes(*tensors) as count, seen.retaken(silent=True).replayed():
                 tail = Tail(call, carry, tensors, call.first)
                 tail.step(call.first)
-                size = call.sizes[key] = max(1, int(count.now))
+                size = call.sizes[_form(call)] = max(1, int(count.now))
         self._at_once = max(1, self._room // (2 * size))
         if self.snapshots < call.steps - call.first:
             return call.steps  # a second backward pass needs the states of all steps
@@ -330,6 +329,15 @@ class Run:
                 grads, _, _ = gradient(self.call, carry, tensors, t)
                 carry = updated(self.call, carry, grads)
             return Moment(carry, seen.retaken())
+
+
+def graph_size(call: Call) -> int | None:
+    """Return the bytes of the graph of a step, if an earlier call has measured them."""
+    return call.sizes.get(_form(call))
+
+
+def _form(call: Call) -> Any:
+    return tuple((x.shape, x.dtype) for x in call.inputs)
 
 
 def _tensors(aux: Aux) -> list[Tensor]:
