@@ -399,3 +399,12 @@ def test_an_update_in_place_that_is_refused_has_written_no_state(name: str) -> N
     with pytest.raises(torchopt.errors.MismatchError, match=r"at \$\[1\]: .*expected shape "):
         impl.update((grads[0], grads[1].new_ones(7)), state, params=params)
     assert described(state) == before
+
+
+def test_states_of_fewer_groups_are_refused_where_torch_takes_the_optimizer_for_its_own() -> None:
+    params = parameters()
+    first, second = (torchopt.Adam(params[:1], lr=0.1) for _ in range(2))
+    second.add_param_group(params[1:])
+    (saved,), (loaded,) = first, second
+    with pytest.raises(ValueError, match="a state for each of 2 parameter groups, got 1"):
+        loaded.load_state_dict(saved.state_dict())

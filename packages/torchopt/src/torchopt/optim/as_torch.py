@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt.base import UninitializedState
+from torchopt.optim.states import require_states
 
 if TYPE_CHECKING:
     from torchopt.optim.base import Optimizer
@@ -52,6 +53,7 @@ class AsTorch(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a result of `state_dict`, perhaps with other tensors."""
         named = self._optimizer.named_state_dict()
+        require_states(state_dict["param_groups"], len(named["groups"]), "parameter groups")
         for group, given in zip(named["groups"], state_dict["param_groups"]):
             values: dict[str, Any] = {k: x for k, x in given.items() if k != "params"}
             for number, parameter in enumerate(given["params"]):
