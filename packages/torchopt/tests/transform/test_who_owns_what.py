@@ -15,7 +15,7 @@ from torchopt import transform
 from torchopt.clip import adaptive_clip, clip_by_value, clip_each_norm, clip_grad_norm
 from torchopt.combine import chain
 from torchopt.kernels import native
-from torchopt.tree import tree_leaves
+from torchopt.tree import tree_leaves, tree_map
 
 DOUBLE = torch.float64
 TRANSFORMATIONS: dict[str, Any] = {
@@ -81,6 +81,20 @@ def test_what_a_caller_overwrites_does_not_reach_the_state(name: str) -> None:
         for old, now in zip(kept, tensors(new)):
             torch.testing.assert_close(now, old, rtol=0, atol=0)
         state = new
+
+
+@pytest.mark.parametrize("name", ["trace", "trace_nesterov", "scale_by_adopt", "scale_by_lion"])
+def test_what_a_caller_overwrites_does_not_reach_a_state_that_cannot_be_written(name: str) -> None:
+    """A step in place makes new tensors instead of writing into leaves that require grad."""
+    t, params = TRANSFORMATIONS[name](), draw(0)
+    state = tree_map(lambda x: x.requires_grad_() if x.is_floating_point() else x, t.init(params))
+    updates, new = update(t, draw(1), state, params, inplace=True)
+    kept = [x.detach().clone() for x in tensors(new)]
+    with torch.no_grad():
+        for x in tensors(updates):
+            x.fill_(torch.nan)
+    for x, y in zip(tensors(new), kept, strict=True):
+        torch.testing.assert_close(x.detach(), y, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)

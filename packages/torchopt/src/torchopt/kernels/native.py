@@ -23,15 +23,20 @@ if TYPE_CHECKING:
     from torchopt.kernels.fused_step import StepCache
 
 
-__all__ = ["Stepped", "attempt", "call", "overwrite"]
+__all__ = ["Stepped", "attempt", "call", "is_writable", "overwrite"]
 
 Stepped = tuple[list[Tensor], list[list[Tensor]]]
 """The updates, and the states after the step: a list of tensors for each state of the rule."""
 
 
+def is_writable(old: Tensor) -> bool:
+    """Return whether a step in place writes into `old`: not if it is a leaf that requires grad."""
+    return not (old.is_leaf and old.requires_grad)
+
+
 def overwrite(old: Tensor, new: Tensor) -> Tensor:
-    """Write `new` into `old` and return it; return `new` if `old` is a leaf that requires grad."""
-    if new is old or (old.is_leaf and old.requires_grad):
+    """Write `new` into `old` and return it; return `new` if `old` is not writable."""
+    if new is old or not is_writable(old):
         return new
     return old.copy_(placed_like(old, new))
 

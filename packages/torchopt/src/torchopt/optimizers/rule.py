@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from torchopt.kernels.native import is_writable
 from torchopt.transform.base import LeafRule, declared_in
 from torchopt.transform.counts import for_each_distinct, increment, same_counts, zero_counts
 from torchopt.transform.starts import filled_like, zeros_like
@@ -173,8 +174,8 @@ class Rule(LeafRule):
             counts: The number of this step for each gradient.
             shared: For each field of `shared`, a tensor for each gradient.
             params: The parameters if the rule has `reads_params`.
-            inplace: The caller copies the new state into the old one, so that a new state may be
-                the same tensor as a direction.
+            inplace: The caller copies the new state into the old one where that is writable, so
+                that a new state may be the same tensor as a direction.
         """
         reads = self.reads_params
         scalars = self._scalars(grads, counts, shared)
@@ -187,11 +188,11 @@ class Rule(LeafRule):
         updates = [u for u, _ in rows]
         moved = [list(column) for column in zip(*(new for _, new in rows))] or [[] for _ in roles]
         # A state must not share a tensor with the caller, who may write to it.
-        for role in moved:
+        for role, old in zip(moved, roles):
             for i, x in enumerate(role):
                 if x is grads[i]:
                     role[i] = x.clone()
-                elif x is updates[i] and not inplace:
+                elif x is updates[i] and not (inplace and is_writable(old[i])):
                     updates[i] = x.clone()
         return updates, moved
 
