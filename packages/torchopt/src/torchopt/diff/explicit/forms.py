@@ -28,6 +28,7 @@ __all__ = [
     "call_key",
     "described",
     "distinct_tensors",
+    "empty_of",
     "filled",
     "fixed",
     "form_key",
@@ -206,6 +207,12 @@ def with_ints(carry: Carry, like: Carry) -> Carry:
         return carry
     state = tuple(int(x) if _is_count(y) else x for x, y in zip(carry.state, like.state))
     return replace(carry, state=state)
+
+
+@functools.cache
+def empty_of(dtype: torch.dtype) -> Tensor:
+    """Return what stands for a tensor of this type where only that counts."""
+    return torch.empty(0, dtype=dtype)
 
 
 class Nothing:

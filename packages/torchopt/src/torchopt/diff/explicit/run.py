@@ -26,7 +26,7 @@ from torchopt.torch_internals import top_saved_tensor_hooks
 from torchopt.tree import is_smooth
 from torchopt.tree_function import is_transforming, linearize
 
-__all__ = ["Run", "graph_size"]
+__all__ = ["Run", "Sums", "graph_size"]
 
 ROOM = 2**22  # bytes that the graph of several steps may take
 APART = 8  # steps between kept states if the gradients between them are kept too
@@ -237,7 +237,7 @@ class Run:
         smooth = [c for c, x in zip(of_carry, form.carry.tensors()) if is_smooth(x)]
         of_losses = next(remaining)
         of_aux = list(remaining)
-        sums, leaves = _Sums(call, tensors), Leaves(call, tensors)
+        sums, leaves = Sums(call, tensors), Leaves(call, tensors)
         dim = 0 if call.tasks is None else 1
 
         def given(step: int) -> list[Tensor | None]:
@@ -367,7 +367,7 @@ def _aux_at(
     return out
 
 
-class _Sums:
+class Sums:
     """The cotangents of the inputs, summed over the steps."""
 
     def __init__(self, call: Call, tensors: Sequence[Tensor]) -> None:
@@ -375,6 +375,7 @@ class _Sums:
         self._sums: list[Tensor | None] = [None] * len(tensors)
 
     def add(self, found: dict[Input, Tensor]) -> None:
+        """Add the cotangents that some steps, or the start, have found."""
         for (i, step), c in found.items():
             present = self._sums[i]
             if step is not None:
@@ -387,6 +388,7 @@ class _Sums:
                 present += c
 
     def found(self) -> tuple[Tensor | None, ...]:
+        """Return the sum for each input."""
         # With a window, inputs that only earlier steps use are constants with derivative zero.
         for i in self._call.wanted:
             if self._sums[i] is None:

@@ -52,9 +52,15 @@ class Carry:
     state: tuple[Any, ...]
     state_spec: PyTreeSpec
 
+    @functools.cached_property
+    def is_full(self) -> bool:
+        """Whether every leaf is a tensor."""
+        return all(isinstance(x, Tensor) for x in (*self.params, *self.state))
+
     def tensors(self) -> list[Tensor]:
         """Return the tensors among the leaves."""
-        return [x for x in (*self.params, *self.state) if isinstance(x, Tensor)]
+        leaves = [*self.params, *self.state]
+        return leaves if self.is_full else [x for x in leaves if isinstance(x, Tensor)]
 
     @functools.cached_property
     def smooth(self) -> list[Tensor]:
@@ -63,6 +69,11 @@ class Carry:
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Carry:
         """Return a carry with other tensors."""
+        if self.is_full:
+            count = len(self.params)
+            full = Carry(tuple(tensors[:count]), tuple(tensors[count:]), self.state_spec)
+            full.__dict__["is_full"] = True
+            return full
         remaining = iter(tensors)
         params, state = (
             tuple(next(remaining) if isinstance(x, Tensor) else x for x in leaves)

@@ -77,8 +77,6 @@ class Straight:
         require_same: Raises the error for a tensor that was changed in place.
     """
 
-    first = 0  # the attribute of `torchopt.diff.explicit.tail.Tail`
-
     def __init__(
         self,
         call: Call,
@@ -118,8 +116,11 @@ class Straight:
             aux += more
         carry = form.carry_of(packing.unpacked(before))
         self.ends = carry.smooth
+        # What the run holds is none of its outputs: they have a graph, which holds the run.
         if packing.places:  # whose parts share its memory and its version
             carry = form.carry_of([x.clone() for x in packing.unpacked(before)])
+        else:
+            carry = carry.detached()
         # Nothing else refers to the tensors between the first step and the last.
         self._watched = [x for rest in (*self._kept[:1], *self._kept[-1:]) for x in rest]
         self._versions = versions(self._watched)
@@ -135,8 +136,10 @@ class Straight:
         assert pull is not None
         packing = pull.program.taken or Packing(len(self.ends))
         call, size = _Caller(pull.program), packing.count - pull.present.count(False)
-        zeros: list[Tensor] = [torch.zeros_like(x) for x in self.ends]
-        smooth = packing.packed([z if c is None else c for c, z in zip(cotangents.carry, zeros)])
+        dense = [
+            torch.zeros_like(x) if c is None else c for c, x in zip(cotangents.carry, self.ends)
+        ]
+        smooth = packing.packed(dense)
         total: list[Tensor] = []
         if versions(self._watched) != self._versions:
             self._require_same()
@@ -147,7 +150,10 @@ class Straight:
             smooth, others = found[:size], found[size:]
             if size < packing.count:  # and nothing is packed
                 remaining = iter(smooth)
-                smooth = [next(remaining) if p else z for p, z in zip(pull.present, zeros)]
+                smooth = [
+                    next(remaining) if p else torch.zeros_like(x)
+                    for p, x in zip(pull.present, self.ends)
+                ]
             if not total:
                 total = [x.clone() for x in others]
             elif others:

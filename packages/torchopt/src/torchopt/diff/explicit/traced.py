@@ -21,6 +21,7 @@ from torchopt.diff.explicit.forms import (
     call_key,
     described,
     distinct_tensors,
+    empty_of,
     filled,
     form_key,
     present,
@@ -28,7 +29,7 @@ from torchopt.diff.explicit.forms import (
     with_ints,
 )
 from torchopt.diff.explicit.moments import Moment
-from torchopt.diff.explicit.run import Run
+from torchopt.diff.explicit.run import Run, Sums
 from torchopt.diff.explicit.step import Aux, Carry, start
 from torchopt.diff.explicit.straight import Straight
 from torchopt.diff.explicit.taken import (
@@ -46,6 +47,7 @@ from torchopt.diff.explicit.variables import Input, Leaves
 from torchopt.diff.explicit.whole import results_of, whole_program
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotTraceableError
+from torchopt.tree import is_smooth
 
 __all__ = ["TracedRun"]
 
@@ -102,7 +104,10 @@ class TracedRun(Run):
     def _key(self, carry: Carry, steps: range) -> Hashable:
         alike = steps[:1] if len(self.call.batches) == 1 else steps
         inputs = tuple(inputs_key(self.call, t) for t in alike)
-        return form_key(carry), len(steps), inputs, self._common
+        started = self._started
+        same = started is not None and carry is started.carry
+        form = started.form.key if started and same else form_key(carry)
+        return form, len(steps), inputs, self._common
 
     def _surroundings(self) -> Surroundings:
         """Return the surroundings of the loss; if they change, those at the start."""
@@ -243,11 +248,11 @@ class TracedRun(Run):
             aux += extra
             if following is not None:
                 program = self._next(program, carry, tensors, following, part)
-        self._last = self._last or carry.smooth
-        # The run must not hold its outputs, because their graph holds the run.
-        carry = with_ints(carry, first).detached()
-        found = Outputs.of(call, carry, losses, aux)
-        self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
+        if not self._last:
+            # The run must not hold its outputs, because their graph holds the run.
+            self._last, carry = carry.smooth, carry.detached()
+        found = Outputs.of(call, with_ints(carry, first), losses, aux)
+        self.outputs = self._with(found, [empty_of(x.dtype) for x in self._flat(found)])
         return self._flat(found)
 
     def _begin(self, tensors: list[Tensor]) -> tuple[Carry, Carry]:
@@ -366,10 +371,17 @@ class TracedRun(Run):
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
     ) -> tuple[Tensor | None, ...]:
         self._ends, count = self._last, len(self.outputs.carry.tensors())
-        if all(c is None for c in cotangents[count:]):
-            self._tail = self._straight
-        self._straight = None  # a second backward pass computes the steps again
-        return super()._swept(inputs, cotangents)
+        straight, self._straight = self._straight, None
+        if straight is None or any(c is not None for c in cotangents[count:]):
+            return super()._swept(inputs, cotangents)  # so does a second backward pass
+        pairs = zip(cotangents, self.outputs.carry.tensors())
+        given = Cotangents([c for c, x in pairs if is_smooth(x)], [])
+        leaves = Leaves(self.call, inputs)
+        smooth, more = straight.pull_back(given)
+        sums = Sums(self.call, inputs)
+        sums.add(more)
+        sums.add(self._pulled_start(leaves, smooth))
+        return sums.found()
 
     def _attached(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]

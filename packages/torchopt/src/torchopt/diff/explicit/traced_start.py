@@ -8,7 +8,7 @@ ten steps of a small problem. The traced start has only a few dozen operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,14 @@ from torchopt.diff.closure import ATOMS
 from torchopt.diff.explicit.adjoint import pulled
 from torchopt.diff.explicit.call import Call, Hole
 from torchopt.diff.explicit.fingerprint import form_of
-from torchopt.diff.explicit.forms import EMPTY, distinct_tensors, fixed, present, with_counts
+from torchopt.diff.explicit.forms import (
+    EMPTY,
+    distinct_tensors,
+    fixed,
+    form_key,
+    present,
+    with_counts,
+)
 from torchopt.diff.explicit.step import Carry, start
 from torchopt.diff.explicit.trace import Kept, Program, Words, make_trace
 from torchopt.diff.explicit.variables import Input
@@ -63,6 +70,7 @@ class TracedStart:
         where: The position of each tensor of the carry among the results of the program.
         first: The form of the carry with the integers that the optimizer makes.
         reached: The positions of the inputs that have a cotangent.
+        key: The `form_key` of the carry, from the first call on.
     """
 
     taken: tuple[int, ...]
@@ -72,11 +80,14 @@ class TracedStart:
     where: tuple[int, ...]
     first: Carry
     reached: tuple[int, ...]
+    key: Hashable = field(init=False)
 
     def __call__(self, tensors: Sequence[Tensor], held: Sequence[Tensor]) -> Started:
         """Return the start of a run with these inputs."""
         found = self.program([tensors[i] for i in self.taken], held)
         carry = self.carry.with_tensors([found[i] for i in self.where])
+        if "key" not in self.__dict__:
+            self.__dict__["key"] = form_key(carry)
         return Started(self, carry, list(found[max(self.where) + 1 :]))
 
 
