@@ -175,6 +175,9 @@ RIGHT: dict[str, Callable[[Tensor], Tensor]] = {
     "in place": lambda p: p.clone().mul_(p).add_(1).sin_(),
     "complex": lambda p: torch.fft.fft(p).abs(),
     "linear": lambda p: p.cumsum(0),
+    "a mask of minus infinity": lambda p: (
+        (p @ p).masked_fill(torch.ones(3, 3, dtype=torch.bool).triu(1), float("-inf")).softmax(-1)
+    ),
 }
 
 
@@ -205,6 +208,8 @@ def layers() -> dict[str, tuple[nn.Module, Tensor]]:
     }
     for name in ("GELU", "SiLU", "ELU", "Softplus", "LeakyReLU", "Hardtanh", "RReLU", "PReLU"):
         found[name] = nn.Sequential(nn.Linear(8, 8), getattr(nn, name)(), nn.Linear(8, 3)), flat
+    words = torch.tensor([[1, 0, 2], [3, 3, 0]])
+    found["padding"] = nn.Sequential(nn.Embedding(4, 5, padding_idx=0), nn.Tanh()), words
     found["layer norm"] = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), flat
     found["rnn"] = nn.RNN(8, 4), sequence
     found["gru"] = nn.GRU(8, 4, bidirectional=True), sequence

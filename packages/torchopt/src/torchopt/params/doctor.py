@@ -196,6 +196,9 @@ class Line:
     def _check_path(self, run: Watch) -> None:
         if [r.name for r in run.records] != [r.name for r in self._base.records]:
             raise NotJudgedError("the loss takes another path at nearby parameters")
+        for found, first in zip(run.records, self._base.records):
+            if found.infinite != first.infinite:
+                raise NotJudgedError(f"{first.name} is not finite at nearby parameters")
 
     def differences(self) -> list[tuple[float, float]]:
         """Return, for each record, its difference quotient along the line and the error of it."""

@@ -41,6 +41,7 @@ class Record:
     checkpointed: bool
     value: Tensor  # the projection, differentiable in the first run
     size: float  # the sum of the magnitudes that the projection adds
+    infinite: int  # how many elements are left out, such as those that a mask sets to -inf
     inside: list[tuple[Any, Any, Any]]  # the calls inside a transform that produced it
 
     def number(self) -> float:
@@ -126,6 +127,24 @@ class Watch(Double):
         self._seen: set[Any] = {x.grad_fn for x in points}
         self._inside: list[tuple[Any, Any, Any]] = []
 
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation; a row of an embedding that stands for padding has no gradient."""
+        row = (kwargs or {}).get("padding_idx")
+        if func is torch.nn.functional.embedding and row is not None and torch.is_grad_enabled():
+            args = (args[0], self._with_constant_row(args[1], row), *args[2:])
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _with_constant_row(self, weight: Tensor, row: int) -> Tensor:
+        call, value = len(self.names), weight[row].detach().clone()
+        self.names.append("padding")
+        self.held.append([value])
+        if self._given is not None:
+            if call >= len(self._given) or len(self._given[call]) != 1:
+                raise NotJudgedError("the loss takes another path at nearby parameters")
+            (value,) = self._given[call]
+        rows = torch.arange(len(weight), device=weight.device) == row % len(weight)
+        return torch.where(rows[:, None], value, weight)
+
     def _before(self, name: str, leaves: list[Any], written: Any) -> list[Any]:
         if not torch.is_grad_enabled():
             return leaves
@@ -188,16 +207,19 @@ class Watch(Double):
             tensors: The results.
         """
         value: Any = 0.0
-        size = 0.0
+        size, infinite = 0.0, 0
         checkpointed = top_saved_tensor_hooks(True) is not None
         # A checkpoint counts the tensors that it saves; those saved here must not be among them.
         with torch.autograd.graph.saved_tensors_hooks(_same, _same):
             for x in tensors:
+                if order == "first" and x.ndim and bool((left_out := x.detach().isinf()).any()):
+                    infinite += int(left_out.sum())
+                    x = x.masked_fill(left_out, 0.0)
                 weighted = x * projection(x, len(self.records))
                 value = value + weighted.sum()
                 size += float(weighted.detach().abs().sum())
         inside, self._inside = self._inside, []
-        self.records.append(Record(name, order, checkpointed, value, size, inside))
+        self.records.append(Record(name, order, checkpointed, value, size, infinite, inside))
 
 
 def node_name(node: Any) -> str:
