@@ -163,19 +163,22 @@ class Plan:
     @lazy
     def numbers(self) -> tuple[float, ...] | None:
         """All hyper-parameters in the order of the kernel; None if one of them may change."""
-        values = self.constants
-        if self.schedules or self.shared or any(isinstance(h, Tensor) for h in values.values()):
+        if self.schedules or self.shared or self.tensors:
             return None
+        values = self.constants
         return tuple(as_number(name, values[name]) for name in self.fused.all_hypers)
+
+    @lazy
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The constant hyper-parameters that are tensors."""
+        return tuple(h for h in self.constants.values() if isinstance(h, Tensor))
 
     def has_arrays(self) -> bool:
         """Return whether a hyper-parameter is a tensor with other than one element.
 
         The stages broadcast it; the kernels take numbers.
         """
-        return self.numbers is None and any(
-            isinstance(h, Tensor) and h.numel() != 1 for h in self.constants.values()
-        )
+        return bool(self.tensors) and any(h.numel() != 1 for h in self.tensors)
 
 
 def statement(
