@@ -55,11 +55,12 @@ def link(app: Any, env: Any, node: Any, text: Any) -> Any:
 def plain_first_line(
     app: Any, what: str, name: str, member: object, options: object, lines: list[str]
 ) -> None:
-    """Escape a colon in the first line of a property: napoleon would parse the text before it as a
-    type.
+    """Put an empty comment before the docstring of a property.
+
+    Napoleon takes the text before a colon in the first line for the type.
     """
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]
 
 
 def short_types(

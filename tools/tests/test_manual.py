@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,13 @@ def test_addresses_make_an_edit_link_and_a_menu(monkeypatch: pytest.MonkeyPatch)
 def test_a_version_without_an_address_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected NAME=ADDRESS, got '1\.0'"):
         manual.versions("1.0")
+
+
+def test_the_sentence_of_a_property_stays_whole() -> None:
+    docstring = pytest.importorskip("sphinx.ext.napoleon.docstring")
+    napoleon = pytest.importorskip("sphinx.ext.napoleon")
+    lines = ["The path without types: a tuple.", "", "More."]
+    reference = importlib.import_module("manual.reference")
+    reference.plain_first_line(None, "property", "x.path", None, None, lines)
+    shown = str(docstring.GoogleDocstring(lines, napoleon.Config(), what="property"))
+    assert shown == "..\n\nThe path without types: a tuple.\n\nMore."

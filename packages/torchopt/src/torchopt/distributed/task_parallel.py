@@ -50,7 +50,7 @@ class _Form:
 class TaskParallel:
     """Differentiates a mean over tasks with respect to meta-parameters held by every rank.
 
-    Construct it on every rank with the same arguments. Then each step is
+    Construct it on every rank with the same arguments. Then each step is::
 
         step = engine.backward(task_loss, tasks)   # adds the same gradient to .grad on every rank
         optimizer.step()                           # on every rank
