@@ -325,7 +325,6 @@ class _Tracing:
                 (whole,),
                 WORDS,
                 states=seen.retaken(),
-                compiled=compiled,
             )
             if alone or not values:
                 return trace.program(WORDS, compiled=compiled)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import traceback
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from torchopt import torch_internals
-from torchopt.diff.explicit.convolutions import ConvolutionsAsProducts
 from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint
 from torchopt.diff.explicit.program import Program
 from torchopt.diff.surroundings import Surroundings
@@ -196,7 +194,6 @@ def make_trace(
     words: Words,
     *,
     states: Surroundings,
-    compiled: bool,
 ) -> Trace:
     """Trace a function.
 
@@ -206,7 +203,6 @@ def make_trace(
         reach: The functions of the user that it calls.
         words: For messages.
         states: The present surroundings; buffers of modules are copies, so it may write to them.
-        compiled: Whether the graph is for a compiler.
 
     Raises:
         NotTraceableError: The function reads values on the host, has side effects, draws random
@@ -222,8 +218,7 @@ def make_trace(
     distinct = [x.detach().clone() for x in examples]
     before = fingerprint(*reach)
     counted = versions((*before.tensors, *distinct))
-    with ConvolutionsAsProducts() if compiled else contextlib.nullcontext():
-        graph = _graph(flat, distinct, before, words)
+    graph = _graph(flat, distinct, before, words)
     if states.moved_outside_torch():
         raise NotTraceableError(
             f"{words.where}: expected torch's random numbers, which a traced program draws again, "
@@ -268,7 +263,7 @@ def make_program(
     """
     with seen.retaken().replayed():
         states = seen.retaken()
-        trace = make_trace(function, examples, reach, words, states=states, compiled=compiled)
+        trace = make_trace(function, examples, reach, words, states=states)
         return trace.program(words, compiled=compiled)
 
 

@@ -145,7 +145,7 @@ def _made(
         with surroundings.retaken().replayed():
             states = surroundings.retaken()
             reach = call.loss, call.optimizer
-            trace = make_trace(joint, examples, reach, words, states=states, compiled=False)
+            trace = make_trace(joint, examples, reach, words, states=states)
             if trace.writes or draws_numbers(trace.graph):
                 return None
             count, where, carry, first, reached = trace.form

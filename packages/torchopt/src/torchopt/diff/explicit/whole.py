@@ -103,7 +103,7 @@ def whole_program(
     with surroundings.retaken().replayed():
         states = surroundings.retaken()
         examples = [*packing.packed(once), *given[len(once) :], *smooth.packed(like)]
-        trace = make_trace(joint, examples, reach, words, states=states, compiled=compiled)
+        trace = make_trace(joint, examples, reach, words, states=states)
         if trace.writes or draws_numbers(trace.graph) or not repeats_removed(trace.graph):
             return None
         count, form, (has, places) = trace.form
