@@ -43,7 +43,8 @@ def _compiled(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callab
 
     run = None
     # Before torch 2.13 this function is missing or has other parameters.
-    takes = inspect.signature(compile_fx.create_compiler_config_extra).parameters
+    extra = getattr(compile_fx, "create_compiler_config_extra", None)
+    takes = () if extra is None else inspect.signature(extra).parameters
     known = hasattr(compile_fx, "compile_fx_forward") and "gm" in takes
     if known and not writes(graph.graph.nodes):
         # Calls between kernels are faster in C++, and compiling one file takes half the time of
