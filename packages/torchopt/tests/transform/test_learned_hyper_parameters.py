@@ -238,6 +238,24 @@ def test_one_number_may_have_any_shape_and_an_integer_dtype(name: str, backend: 
             torch.testing.assert_close(got[key].detach(), wanted[key], rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("name", ["adamw", "rmsprop", "sgd"])
+def test_one_number_may_have_any_shape_in_a_compiled_step(name: str) -> None:
+    torch.compiler.reset()
+    p = {"s": torch.tensor(0.7, dtype=DOUBLE), "w": randn(3, 2, seed=2)}
+    grads = {"s": torch.tensor(0.3, dtype=DOUBLE), "w": randn(3, 2, seed=3)}
+    optimizer = ROWS[name].functional(lr=torch.tensor([0.5], dtype=DOUBLE))
+
+    def step(grads: Params, state: Any, p: Params) -> Params:
+        found: Params = optimizer.update(grads, state, params=p, inplace=False)[0]
+        return found
+
+    compiled = torch.compile(step, backend="eager", fullgraph=True)
+    got, wanted = (f(grads, optimizer.init(p), p) for f in (compiled, step))
+    for key in p:
+        assert got[key].shape == p[key].shape
+        torch.testing.assert_close(got[key], wanted[key], rtol=1e-14, atol=0)
+
+
 ONE_NUMBER: dict[str, Callable[[Any], Any]] = {
     "lookahead": lambda h: transform.lookahead(torchopt.sgd(0.1), 2, h),
     "sam": lambda h: transform.sam(torchopt.sgd(0.1), h),

@@ -184,8 +184,8 @@ def _of_this_step(rule: LeafRule) -> LeafRule:
 
     The originals may be written to before the step is differentiated.
     """
-    if torch.compiler.is_compiling() or not rule.fields_with_tensors:
-        return rule  # the compiler orders the writes itself
+    if not rule.fields_with_tensors:
+        return rule
     return dataclasses.replace(
         rule, **{name: as_of_now(getattr(rule, name)) for name in rule.fields_with_tensors}
     )
