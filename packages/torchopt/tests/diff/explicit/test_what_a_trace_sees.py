@@ -165,3 +165,45 @@ def test_a_sparse_constant_in_forward_mode_is_named() -> None:
 
     with pytest.raises(NotDifferentiableError, match="a forward mode"):
         ends(loss, "eager", derivative="mixed")
+
+
+def stepping(*held: Tensor) -> Any:
+    """Return gradient descent whose rate is the product of tensors that it holds."""
+
+    def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = True) -> Any:
+        return torchopt.pytree.tree_map(lambda g: -g * torch.stack(held).prod(), updates), state
+
+    return torchopt.base.GradientTransformation(lambda params: (), update)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"keep": 1},
+    {"derivative": "mixed"},
+    {"derivative": "first_order"},
+    {"derivative": "forward"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("shared", [False, True])
+def test_tensors_of_the_loss_and_of_the_optimizer_are_told_apart(
+    shared: bool, options: dict[str, Any]
+) -> None:
+    # The tensor of the loss lies deeper than those of the optimizer; all have one form.
+    target, rate, factor = (torch.tensor(x, dtype=torch.float64) for x in (3.0, 0.01, 0.5))
+    held = {"a": [{"b": [{"c": target}]}]}
+
+    def loss(params: Tensor, batch: Tensor) -> Tensor:
+        deep = held["a"][0]["b"][0]["c"]
+        return ((params - deep) ** 2).sum() * batch + (params * factor).sum()
+
+    optimizer = stepping(*((factor, rate) if shared else (rate,)))
+    found = {}
+    for execute in ("eager", "trace"):
+        start = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+        inner = torchopt.inner_loop(loss, optimizer, steps=3, execute=execute, **options)
+        end = inner(start, torch.tensor(1.0, dtype=torch.float64)).params
+        (grad,) = torch.autograd.grad((end**2).sum(), start)
+        found[execute] = end.detach(), grad
+    torch.testing.assert_close(found["trace"], found["eager"], rtol=1e-12, atol=1e-12)

@@ -154,15 +154,22 @@ def settings() -> tuple[Hashable, ...]:
 def fingerprint(*values: Any) -> Fingerprint:
     """Return the fingerprint of functions, or of objects that hold functions.
 
+    The tensors of each come after those of the one before, as in a `join` of their fingerprints:
+    a program finds its tensors by their positions.
+
     Raises:
         NotTraceableError: They reach more objects than can be compared at each call.
     """
+    return _searched(*values) if len(values) == 1 else join(*map(_searched, values))
+
+
+def _searched(value: Any) -> Fingerprint:
     seen: dict[int, int] = {}
     key: list[Hashable] = []
     tensors: list[Tensor] = []
     names: list[str] = []
     visited: list[Any] = []
-    queue: deque[tuple[str, Any]] = deque(("", x) for x in values)
+    queue: deque[tuple[str, Any]] = deque([("", value)])
     known: set[tuple[int, str]] = set()
     while queue or _in_modules(visited, known, queue):
         name, found = queue.popleft()
@@ -193,16 +200,16 @@ def fingerprint(*values: Any) -> Fingerprint:
     return Fingerprint(Key(tuple(key)), tuple(tensors), tuple(names), tuple(visited))
 
 
-def join(first: Fingerprint, second: Fingerprint) -> Fingerprint:
-    """Return the fingerprint of two functions together; a tensor that both reach appears twice."""
+def join(*found: Fingerprint) -> Fingerprint:
+    """Return the fingerprint of several functions; a tensor that two reach appears twice."""
     known: dict[int, int] = {}
-    tensors = (*first.tensors, *second.tensors)
+    tensors = tuple(x for one in found for x in one.tensors)
     same = tuple(known.setdefault(id(x), i) for i, x in enumerate(tensors))
     return Fingerprint(
-        Key((first.key, second.key, same)),
+        Key((*(one.key for one in found), same)),
         tensors,
-        (*first.names, *second.names),
-        (*first.visited, *second.visited),
+        tuple(name for one in found for name in one.names),
+        tuple(x for one in found for x in one.visited),
     )
 
 
