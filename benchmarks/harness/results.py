@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,21 @@ def _identity(cell: dict[str, Any]) -> tuple[Any, ...]:
 def provenance(result: dict[str, Any]) -> str:
     """Return a sentence about cells of earlier runs, or that were measured under load."""
     runs = result.get("runs", [])
-    parts = []
+    counts = Counter(cell.get("run") for cell in result["cells"])
+    dates: Counter[str] = Counter()
     for index, run in enumerate(runs):
-        count = sum(cell.get("run") == index for cell in result["cells"])
-        if count and index + 1 < len(runs):
-            parts.append(f"{count} of {len(result['cells'])} figures are of {run['created'][:10]}")
-        if count and run.get("under_load"):
-            parts.append(f"{count} were measured under a load of {run['load']}")
+        dates[run["created"][:10]] += counts[index]
+    last = runs[-1]["created"][:10] if runs else ""
+    parts = [
+        f"{count} of {len(result['cells'])} figures are of {date}"
+        for date, count in dates.items()
+        if count and date != last
+    ]
+    parts += [
+        f"{counts[index]} were measured under a load of {run['load']}"
+        for index, run in enumerate(runs)
+        if counts[index] and run.get("under_load")
+    ]
     return f" {'; '.join(parts)}." if parts else ""
 
 

@@ -157,12 +157,12 @@ def conclusion_table(result: Result) -> str:
     pairs = _pairs(result, set(MATRIX))
     rows = []
     for rival, label in labels(result).items():
-        row = [label]
-        for operation in MATRIX:
-            found = [figures.ratio(tree, op, rival, OURS) for tree, op in pairs if op == operation]
-            row.append(range_text(found))
-        if rival != OURS:
-            rows.append(row)
+        found = [
+            [figures.ratio(tree, op, rival, OURS) for tree, op in pairs if op == operation]
+            for operation in MATRIX
+        ]
+        if rival != OURS and any(ratio is not None for row in found for ratio in row):
+            rows.append([label, *map(range_text, found)])
     return table(["time, ours 1", *(LABELS[operation] for operation in MATRIX)], rows)
 
 

@@ -56,6 +56,13 @@ REASONS = (
         tree="state_flat",
         rival="torch",
     ),
+    Reason(
+        "it takes as long as `list.copy` of the leaves, which counts one reference for each and "
+        "does nothing else; on an Intel Xeon that is 4.2 to 4.7 times faster than optree 0.20.0",
+        "unflatten",
+        tree="list10k",
+        rival=BASELINE,
+    ),
 )
 
 
