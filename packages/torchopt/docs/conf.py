@@ -34,6 +34,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 globals().update(manual.settings(project, release))
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # expanded unions of trees are longer than the texts about them
 autodoc_default_options = {"members": True, "imported-members": True, "show-inheritance": True}
 autodoc_class_signature = "mixed"
