@@ -43,7 +43,7 @@ def test_a_wrong_derivative_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_way_through_a_transformer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     ways = {"right": explicit.WAYS["mixed, blocks again"]}
     monkeypatch.setattr(explicit, "WAYS", ways)
-    first, second = explicit.compared(2, 2, 1, 1)
+    first, second = explicit.compared(4, 4, 1, 1)
     assert second["error"] < 1e-12
     assert second["peak"] < first["peak"] / 2
     ways["wrong"] = explicit.Explicit(derivative="first_order")
