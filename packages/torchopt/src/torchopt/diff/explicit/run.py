@@ -81,9 +81,8 @@ class Run:
                 states = [] if kept is None else seen.generators()
                 carry = constant(update(call, optimizer, grads, before))
                 if kept is not None and not all(map(torch.equal, states, seen.generators())):
-                    kept = (
-                        None  # the adjoint of the update must draw the same numbers, after the loss
-                    )
+                    # The adjoint of the update must draw the same numbers, after the loss.
+                    kept = None
             if t in places:
                 state = None if self._follows(t, kept, drawn=drawn) else before
                 self._moments.keep(t, Moment(state, seen, kept))
