@@ -121,6 +121,12 @@ class FlatChain(Chain):
             states[:first] = self.written(state[:first], states[:first])
         return tree_unflatten(spec, leaves), states[0] if self.single else tuple(states)
 
+    def written(self, old: Any, new: Any) -> Any:
+        """Return the states `new`, with tensors written into those of `old` where members can."""
+        if self.single:
+            return super().written((old,), (new,))[0]
+        return super().written(old, new)
+
 
 def chain_flat(*transformations: GradientTransformation) -> GradientTransformation:
     """Return the chain of ``transformations``, which get lists of leaves instead of trees.

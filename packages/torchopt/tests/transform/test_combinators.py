@@ -423,3 +423,36 @@ def test_neutral_wrappers_change_nothing(name: str) -> None:
             )
     start = torchopt.pytree.tree_leaves(mixed_tree(0, gaps=False))
     assert all((x - y).abs().max() > 1e-6 for x, y in zip(expected, start))
+
+
+FLAT_ALONE: dict[str, Callable[[], Any]] = {
+    "trace": lambda: torchopt.transform.trace(0.9),
+    "ema": lambda: ema(0.9),
+    "schedule": lambda: torchopt.transform.scale_by_schedule(lambda k: 1.0 / (1.0 + k.double())),
+    "masked": lambda: masked(ema(0.5), [True, False]),
+    "lookahead": lambda: lookahead(torchopt.adam(0.1), 2),
+    "accumulate": lambda: accumulate(torchopt.adam(0.1), 2),
+    "injected": lambda: inject_hyperparams(torchopt.adam)(lr=0.1),
+    "flat": lambda: torchopt.chain.flat(torchopt.transform.scale_by_adam()),
+    "chain": lambda: torchopt.chain(ema(0.9), torchopt.transform.scale_by_adam()),
+}
+
+
+@pytest.mark.parametrize("last", [torchopt.transform.scale(-1.0), masked(ema(0.5), [True, False])])
+@pytest.mark.parametrize("name", FLAT_ALONE)
+def test_a_flat_chain_of_one_is_a_member_of_a_chain_in_place(name: str, last: Any) -> None:
+    """Its state is that of its only member, into which the chain writes."""
+    results = []
+    for chain in (torchopt.chain, torchopt.chain.flat):
+        for inplace in (False, True):
+            optimizer = chain(torchopt.chain.flat(FLAT_ALONE[name]()), last)
+            params = [torch.ones(2, dtype=DOUBLE), torch.full((1,), 2.0, dtype=DOUBLE)]
+            state = optimizer.init(params)
+            for k in range(4):
+                grads = [torch.cos(p) + k for p in params]
+                updates, state = optimizer.update(grads, state, params=params, inplace=inplace)
+                params = torchopt.apply_updates(params, updates, inplace=False)
+            results.append(torch.cat(params))
+    assert not torch.equal(results[0], torch.tensor([1.0, 1.0, 2.0], dtype=DOUBLE))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-12, atol=0.0)
