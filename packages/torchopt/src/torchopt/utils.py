@@ -71,8 +71,9 @@ def extract_state_dict(
     Args:
         target: A module or a meta-optimizer.
         by: `"reference"` (`"ref"`): the same tensors. `"copy"` (`"clone"`): copies in the graph,
-            through which gradients reach the originals. `"deepcopy"` (`"deepclone"`): detached
-            copies; parameters stay parameters. Tensors that are shared stay shared.
+            through which gradients reach the originals; leaves under `torch.no_grad()`.
+            `"deepcopy"` (`"deepclone"`): detached copies; parameters stay parameters. Tensors that
+            are shared stay shared.
         device: Where to put the tensors.
         with_buffers: Include the module's buffers.
         detach_buffers: Copy and detach the buffers, here and at each recovery. Use it for running

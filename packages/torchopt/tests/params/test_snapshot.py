@@ -288,3 +288,40 @@ def test_tied_tensors_stay_tied_in_the_snapshot_and_after_recovery(
     optimizer = torchopt.MetaSGD(net, lr=0.1)
     optimizer.step(net(x).pow(2).sum())
     assert net.a.weight is net.b.weight
+
+
+@pytest.mark.parametrize("by", ["copy", "clone", "deepcopy"])
+def test_a_copy_without_grad_mode_still_requires_a_gradient(by: str) -> None:
+    """As after a step under no_grad: leaves, from which training and adaptation go on."""
+    net, optimizer, x = stepped_net()
+    with torch.no_grad():
+        state = torchopt.extract_state_dict(net, by=by)
+        optimizer_state = torchopt.extract_state_dict(optimizer, by=by)
+        cloned = torchopt.module_clone(net, by=by)
+    torchopt.recover_state_dict(net, state)
+    torchopt.recover_state_dict(optimizer, optimizer_state)
+    for module in (net, cloned):
+        assert isinstance(module, nn.Module)
+        assert all(p.is_leaf and p.requires_grad for p in module.parameters())
+    weight = net[0].weight
+    optimizer.step(net(x).pow(3).sum())
+    assert torch.autograd.grad(net(x).pow(3).sum(), weight)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("by", ["reference", "copy", "deepcopy"])
+def test_buffers_that_are_one_tensor_stay_one_when_they_are_copied_at_recovery(by: str) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(1, 1)
+            for module in (self, self.inner):
+                module.register_buffer("seen", torch.zeros(1) if module is self else self.seen)
+
+    net = Shared()
+    state = torchopt.extract_state_dict(net, by=by, detach_buffers=True)
+    for _ in range(2):
+        torchopt.recover_state_dict(net, state)
+        assert net.inner.seen is net.seen
+        assert net.seen is not state.buffers[0]["seen"]
+        net.seen.add_(1.0)
+        assert float(state.buffers[0]["seen"]) == 0.0

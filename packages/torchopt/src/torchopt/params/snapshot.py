@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from torchopt.params.containers import named_containers, parameter_slots
@@ -72,6 +73,8 @@ def copy_tensor(x: Tensor, by: str, device: Device | None) -> Tensor:
             return out
     elif by in ("copy", "clone"):
         out = x.clone()
+        if not torch.is_grad_enabled():  # without a graph: a leaf, as after a step
+            out.requires_grad_(x.requires_grad)
     else:
         out = x.clone().detach_().requires_grad_(x.requires_grad)
     if device is not None:
@@ -197,11 +200,11 @@ def recover_module_state(module: nn.Module, state: ModuleState) -> None:
         live.append(containers.values())
     for container, tensors in zip(live[0], state.params):
         container.update(tensors)
-    for container, tensors in zip(live[1], state.buffers):
-        if state.detach_buffers:
-            container.update({n: copy_tensor(x, "deepcopy", None) for n, x in tensors.items()})
-        else:
-            container.update(tensors)
+    buffers_now = dict(zip(buffers, state.buffers))
+    if state.detach_buffers:
+        buffers_now = _copies(buffers_now, "deepcopy", None, {})
+    for container, tensors in zip(live[1], buffers_now.values()):
+        container.update(tensors)
 
 
 def _has_tensors(container: dict[str, Any]) -> bool:
