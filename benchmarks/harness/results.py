@@ -67,20 +67,19 @@ def store(
                 "stored. Measure on a quiet machine, or pass --under-load, which marks the result."
             )
         run["under_load"] = True
-    kept, runs = [], []
+    cells, runs = dict[tuple[Any, ...], Any](), []
     if update and path.is_file():
         old = read_result(path.stem, path.parent)
-        new = {_identity(cell) for cell in result["cells"]}
-        first = {"created": old["created"], "machine": old["machine"]}
-        runs = old.get("runs", [first])
-        kept = [{"run": 0, **cell} for cell in old["cells"] if _identity(cell) not in new]
-    cells = [*kept, *({"run": len(runs), **cell} for cell in result["cells"])]
-    write_result({**result, "runs": [*runs, run], "cells": cells}, path)
+        runs = old.get("runs", [{"created": old["created"], "machine": old["machine"]}])
+        cells = {identity(cell): {"run": 0, **cell} for cell in old["cells"]}
+    cells |= {identity(cell): {"run": len(runs), **cell} for cell in result["cells"]}
+    write_result({**result, "runs": [*runs, run], "cells": list(cells.values())}, path)
 
 
-def _identity(cell: dict[str, Any]) -> tuple[Any, ...]:
+def identity(cell: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what names a cell; a result has one cell for each."""
     names = ["tree", "operation", "steps", "samples", "size", "rival", "gc"]
-    names += ["row", "way", "threads"]
+    names += ["row", "way", "threads", "case", "sigma"]
     return tuple(str(cell.get(name)) for name in names)
 
 

@@ -134,7 +134,7 @@ class Tournament:
         for _ in range(effort.rounds):
             for process in ready:
                 name = process.rival.name
-                slow = sum(turn["min"] * turn["samples"] for turn in turns[name])
+                slow = sum(turn["min"] * turn["timings"] for turn in turns[name])
                 if name in failed or (slow > effort.slow_seconds and len(turns[name]) >= 2):
                     continue
                 try:
@@ -151,18 +151,19 @@ class Tournament:
         return [
             _failure(case, name, failed[name].kind, str(failed[name]))
             if name in failed
-            else _cell(case, name, collect, turns[name], self._facts[name])
+            else measured(case, name, collect, turns[name], self._facts[name])
             for name in turns
         ]
 
 
-def _cell(
+def measured(
     case: dict[str, Any],
     rival: str,
     collect: bool,
     turns: list[dict[str, Any]],
     facts: dict[str, Any],
 ) -> Cell:
+    """Return the cell of a case from the turns of a rival."""
     return {
         **case,
         "rival": rival,
@@ -173,7 +174,7 @@ def _cell(
         "min": min(turn["min"] for turn in turns),
         "median": statistics.median(turn["median"] for turn in turns),
         "minima": [turn["min"] for turn in turns],
-        "samples": sum(turn["samples"] for turn in turns),
+        "timings": sum(turn["timings"] for turn in turns),
     }
 
 

@@ -165,7 +165,7 @@ class Worker:
         return {
             "min": min(samples),
             "median": statistics.median(samples),
-            "samples": len(samples),
+            "timings": len(samples),
         }
 
     def call(self, name: str, case: dict[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks import __main__ as everything
-from benchmarks.harness import program, results
+from benchmarks.harness import program, results, tournament
 from benchmarks.harness.rival import ROOT
 from benchmarks.torchopt.implicit.__main__ import SUITE as IMPLICIT
 from benchmarks.torchopt.run import SUITE as TORCHOPT
@@ -48,6 +49,24 @@ def test_cells_that_are_kept_are_counted_with_their_date(tmp_path: Path) -> None
     assert results.provenance(stored) == " 2 of 3 figures are of 2026-01-01."
     results.store(result("2026-01-03", 1.0, "a", "b", "c"), path)
     assert results.provenance(results.read_result("speed", tmp_path)) == ""
+
+
+def test_a_cell_that_is_measured_again_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "speed.json"
+    for day, timings in (("2026-01-01", 30), ("2026-01-02", 29)):
+        turn = {"min": 1.0, "median": 1.0, "timings": timings}
+        cell = tournament.measured({"tree": "a", "operation": "flatten"}, "ours", False, [turn], {})
+        made = {**result(day, 1.0), "cells": [{**cell, "load": 1.0}]}
+        results.store(made, path, update=True)
+    (stored,) = results.read_result("speed", tmp_path)["cells"]
+    assert stored["timings"] == 29
+
+
+@pytest.mark.parametrize("path", sorted(results.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_no_stored_result_has_a_cell_twice(path: Path) -> None:
+    cells = json.loads(path.read_text(encoding="utf-8")).get("cells", ())
+    names = Counter(results.identity(cell) for cell in cells if "run" in cell)
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_stored_result_was_measured_under_load() -> None:
