@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The options that most functions of trees have, as a call gives them.
+// The options that most tree functions share, as passed in one call.
 #pragma once
 
 #include "nodes/context.h"
@@ -7,7 +7,8 @@
 
 namespace optree {
 
-// (is_leaf, none_is_leaf, namespace) from options[0] on; null where not given.
+// Reads (is_leaf, none_is_leaf, namespace) starting at options[0]. An option that was not passed is
+// null.
 class CallContext {
   public:
     CallContext(State& state, PyObject* const* options)

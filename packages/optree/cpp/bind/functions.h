@@ -11,7 +11,7 @@ namespace optree {
 extern PyMethodDef tree_functions[];      // flatten, map, ...: called often
 extern PyMethodDef registry_functions[];  // register_node, is_namedtuple, ...: called rarely
 
-// Runs the body of such a function: `body(state)` returns a new reference, or throws.
+// Runs the body of a builtin: `body(state)` returns a new reference or throws.
 template <class Body>
 OPTREE_INLINE PyObject* with_state(PyObject* self, Body&& body) {
     State& state = as_state(self);

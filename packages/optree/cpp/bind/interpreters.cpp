@@ -9,9 +9,9 @@
 namespace optree {
 namespace {
 
-// Shared by interpreters that have their own locks, so it needs one too. Held for a few instructions,
-// without Python code. Not a std::mutex, which crashes where an older C++ runtime of Windows was
-// loaded first.
+// Interpreters with their own locks share this data, so it needs a lock too. It is held for a few
+// instructions and never while Python code runs. A std::mutex would crash on Windows when an older
+// C++ runtime was loaded first.
 std::atomic_flag busy = ATOMIC_FLAG_INIT;
 class Guard {
   public:
@@ -23,7 +23,7 @@ class Guard {
     ~Guard() { busy.clear(std::memory_order_release); }
 };
 
-// The data that it guards.
+// The data that the lock protects.
 std::set<std::int64_t> alive;
 std::size_t seen = 0;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which interpreters of the process use the module. Plain numbers, no Python objects.
+// Which interpreters of the process use the module. Stores plain numbers and no Python objects.
 #pragma once
 
 #include <cstddef>

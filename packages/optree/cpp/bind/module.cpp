@@ -88,7 +88,7 @@ void add_kind_enum(py::module_& module, State& state) {
         const py::object member = kind_enum.attr(kind.python_name);
         state.kinds[kind.value] = Ref::borrow(member.ptr());
     }
-    // Not a member, so set past the metaclass.
+    // Not a member of the enum, so it is set without going through the metaclass.
     auto* type = reinterpret_cast<PyTypeObject*>(kind_enum.ptr());
     const py::int_ count(kNumKinds);
     check_status(compat::set_class_attribute(type, "NUM_KINDS", count.ptr()));
@@ -110,7 +110,8 @@ void add_functions(py::module_& module, State& state, PyMethodDef* table) {
 // ---- the end of an interpreter
 
 PyObject* at_exit(PyObject* self, PyObject*) {
-    // The registry stays: trees are still trees for what runs after this. It goes with the module.
+    // The registry is kept: code that runs after this can still use trees. It is destroyed with the
+    // module.
     as_state(self).forget_layouts();
     interpreter_leaves(current_interpreter());
     Py_RETURN_NONE;
@@ -169,8 +170,8 @@ int execute(PyObject* object) {
     return -1;
 }
 
-// Each interpreter gets a module with its own state. Not made by pybind11, whose modules take
-// the lock of the main interpreter, which deadlocks in others before CPython 3.12.
+// Each interpreter gets its own module with its own state. pybind11 does not create it: its modules
+// take the lock of the main interpreter, which deadlocks in other interpreters before CPython 3.12.
 PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, reinterpret_cast<void*>(execute)},
     OPTREE_MODULE_PER_INTERPRETER  //
@@ -180,7 +181,7 @@ PyModuleDef_Slot module_slots[] = {
 
 PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT, "_C",
-    // The published package's tests compare the text.
+    // The tests of the published package compare this text.
     "Optimized PyTree Utilities. (C extension module built from src/optree.cpp)", 0, nullptr,
     module_slots, nullptr, nullptr, nullptr};
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// One node taken apart for Python code.
+// Takes one node apart for Python code.
 #pragma once
 
 #include "nodes/context.h"
 
 namespace optree {
 
-// What the Python part of the library defines for its classes and for each kind of nodes: `handlers` are two
-// tuples with an item a kind, None or (unflatten function, dict of further attributes); the first for
-// dicts in the order of their sorted keys, the second for dicts in insertion order.
+// Stores the classes and handlers that the Python part defines. `handlers` holds two tuples with
+// one item for each kind: None, or (unflatten function, dict of extra attributes). The first tuple
+// is for dicts in sorted key order, the second for dicts in insertion order.
 void set_one_level(State& state, PyObject* output_class, PyObject* metadata_class,
                    PyObject* const* handlers);
 
@@ -17,7 +17,7 @@ inline bool knows_one_level(const State& state) noexcept {
     return static_cast<bool>(state.one_level.output_class);
 }
 
-// The FlattenOneLevelOutputEx of a node; a ValueError for a leaf.
+// The FlattenOneLevelOutputEx of a node. Raises ValueError for a leaf.
 Ref flatten_one_level(Context& context, PyObject* tree);
 
 }  // namespace optree

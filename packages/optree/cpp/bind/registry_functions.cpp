@@ -10,7 +10,7 @@ namespace {
 
 using Args = PyObject* const*;
 
-// How many classes are nodes in every namespace.
+// The number of classes that are nodes in every namespace.
 std::size_t count_builtins(const State& state) noexcept {
     std::size_t count = 0;
     for (const Ref& cls : state.classes) count += cls ? 1 : 0;
@@ -156,7 +156,7 @@ PyTypeObject* class_of(PyObject* object) {
           family, object);
 }
 
-// The predicates of one family of classes.
+// The predicates for one family of classes.
 #define OPTREE_FAMILY(NAME, LABEL)                                                      \
     PyObject* is_##NAME(PyObject* self, PyObject* object) {                             \
         return with_state(self, [&](State& state) {                                     \

@@ -154,7 +154,7 @@ PyObject* spec_reduce_method(PyObject* self, PyObject*) {
 PyObject* spec_reduce_ex(PyObject* self, PyObject*) {
     return method(self, [self](SpecObject&) { return spec_reduce(self, true); });
 }
-// A shallow copy shares what the nodes hold, not the nodes.
+// A shallow copy shares the objects that the nodes hold, but not the nodes.
 PyObject* spec_copy(PyObject* self, PyObject*) {
     return method(self, [](SpecObject& spec) { return spec_of_subtree(spec, whole(spec.tree)); });
 }

@@ -184,7 +184,7 @@ PyObject* set_stock_classes_function(PyObject* self, PyObject* classes) {
 PyObject* clear_caches(PyObject* self, PyObject*) {
     return with_state(self, [&](State& state) {
         state.forget_layouts();
-        (void)state.layouts();  // so that those of this thread go at once
+        (void)state.layouts();  // clears the layouts of this thread at once
         return compat::new_ref(Py_None);
     });
 }

@@ -14,9 +14,9 @@
 
 namespace optree {
 
-// Runs `call`. Before 3.14, CPython ends a daemon thread that wants the interpreter lock back after
-// finalization by unwinding its stack; our destructors would then drop references without the lock.
-// Such a thread is stopped here instead, as later versions do by themselves.
+// Runs `call`. Before 3.14, CPython ends a daemon thread that asks for the interpreter lock after
+// finalization by unwinding its stack. Our destructors would then drop references without the lock.
+// This function suspends such a thread instead, as later versions of CPython do.
 template <class Call>
 OPTREE_INLINE auto calling_python(Call&& call) {
 #if OPTREE_THREADS_UNWIND

@@ -3,7 +3,7 @@
 
 namespace optree {
 
-// Whether the parts of a function are those that its attributes name.
+// Whether the functions below return the same parts as the attributes of a Python function.
 bool try_code() {
     const Owned globals = must(PyDict_New());
     const Owned maker =

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The parts of a Python function, read without running Python code and without new references.
+// The parts of a Python function, read without running Python code and without taking references.
 #pragma once
 
 #include "cpython/trials.h"
 
 namespace optree {
 
-// What a weak reference refers to; null if that is gone. Under the interpreter lock it stays as long as
-// no Python code runs, and else as long as this does.
+// The referent of a weak reference, or null if it is gone. With the interpreter lock the referent
+// stays alive until Python code runs. Without the lock it stays alive as long as this object.
 class WeakTarget {
   public:
     WeakTarget() noexcept = default;
@@ -33,7 +33,7 @@ class WeakTarget {
     PyObject* object_ = nullptr;
 };
 
-// What a staticmethod calls; null for an object of another class.
+// The function that a staticmethod wraps; null for an object of another class.
 OPTREE_INLINE PyObject* callable_of_static(PyObject* method) noexcept {
     struct StaticMethod {
         PyObject_HEAD
@@ -43,7 +43,7 @@ OPTREE_INLINE PyObject* callable_of_static(PyObject* method) noexcept {
     return reinterpret_cast<StaticMethod*>(method)->callable;
 }
 
-// Of an object that PyFunction_Check says is one. All answers are borrowed.
+// For an object that passes PyFunction_Check. The results are borrowed.
 OPTREE_INLINE PyObject* code_of(PyObject* function) noexcept {
     return PyFunction_GET_CODE(function);
 }
@@ -54,11 +54,11 @@ OPTREE_INLINE Py_ssize_t size_of_closure(PyObject* function) noexcept {
     PyObject* closure = PyFunction_GET_CLOSURE(function);
     return closure != nullptr ? PyTuple_GET_SIZE(closure) : 0;
 }
-// What a cell of its closure holds; null for nothing.
+// The content of one cell of its closure; null if the cell is empty.
 OPTREE_INLINE PyObject* held_by_closure(PyObject* function, Py_ssize_t index) noexcept {
     return PyCell_GET(PyTuple_GET_ITEM(PyFunction_GET_CLOSURE(function), index));
 }
-// How many parameters a function of this code has, without the keyword-only ones.
+// The number of parameters of a function with this code, keyword-only ones not counted.
 inline std::size_t parameters_of(PyObject* code) noexcept {
     return static_cast<std::size_t>(reinterpret_cast<PyCodeObject*>(code)->co_argcount);
 }

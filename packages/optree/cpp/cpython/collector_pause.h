@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// Postpones collections while many objects are made in a row.
+// Postpones garbage collection while many objects are created in a row.
 #pragma once
 
 #include "cpython/compat.h"
 
 namespace optree {
 
-// A collection in the middle of a tree would only visit what is being made, which is in no cycle yet. It
-// starts with the next object that the program makes instead, if enough objects are alive then: a tree
-// that replaces a freed one does not trigger a collection. Pays for up to half of unflatten on large
-// trees with the collector on (benchmarks/optree).
+// A collection in the middle of a tree would only visit new objects that are not in a cycle yet. It
+// starts instead with the next object that the program creates, if enough objects are alive by
+// then. A tree that replaces a freed one does not trigger a collection. Makes unflatten up to twice
+// as fast on large trees with the collector on (benchmarks/optree).
 //
-// Python code has to find the collector as the program left it. Without the interpreter lock other
-// threads would not, so nothing is postponed there.
+// Python code must find the collector in the state in which the program left it. Without the
+// interpreter lock other threads could see the difference, so nothing is postponed there.
 class CollectorPause {
   public:
 #if PY_VERSION_HEX >= 0x030A0000 && !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
     static bool has_effect() noexcept { return PyGC_IsEnabled() != 0; }
-    // Lets a collection start that is due already: a program that makes nothing but large trees would postpone
-    // it for ever. A freed cell is not kept for reuse, so the next one always counts.
+    // Starts a collection that is already due. Without this a program that creates nothing but
+    // large trees would postpone it forever. CPython does not reuse a freed cell object, so the
+    // next one always counts as an allocation.
     static void let_start() noexcept {
         PyObject* cell = PyCell_New(nullptr);
         if (cell == nullptr) PyErr_Clear();

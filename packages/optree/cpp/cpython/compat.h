@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Documented features that Python versions and compilers spell differently.
+// Documented features that differ in spelling between Python versions and compilers.
 #pragma once
 
 #ifndef PY_SSIZE_T_CLEAN
@@ -20,7 +20,7 @@
 #define OPTREE_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define OPTREE_COLD __attribute__((cold, noinline))
 #define OPTREE_INLINE inline __attribute__((always_inline))
-#define OPTREE_INLINE_LAMBDA __attribute__((always_inline))  // after the parameters
+#define OPTREE_INLINE_LAMBDA __attribute__((always_inline))  // placed after the parameters
 #define OPTREE_NOINLINE __attribute__((noinline))
 #else
 #define OPTREE_LIKELY(x) (x)
@@ -47,11 +47,11 @@ inline constexpr bool kFreeThreaded = true;
 inline constexpr bool kFreeThreaded = false;
 #endif
 
-// Whether the collector runs in allocations, and with it callbacks and finalizers. Later it waits until
-// the interpreter runs Python code.
+// Whether the collector runs inside allocations, together with callbacks and finalizers. Later
+// versions wait until the interpreter runs Python code.
 inline constexpr bool kCollectsInAllocations = PY_VERSION_HEX < 0x030C0000;
 
-// Whether exceptions take notes.
+// Whether exceptions support notes.
 inline constexpr bool kHasNotes = PY_VERSION_HEX >= 0x030B0000;
 
 #if defined(PYPY_VERSION)
@@ -79,7 +79,8 @@ inline PyObject* xnew_ref(PyObject* object) noexcept {
     return object;
 }
 
-// The item of a list as a new reference; null with IndexError set if there is none, or no longer one.
+// The item of a list as a new reference. Null with IndexError set if the list has no such item (any
+// more).
 inline PyObject* list_item(PyObject* list, Py_ssize_t index) noexcept {
 #if PY_VERSION_HEX >= 0x030D0000
     return PyList_GetItemRef(list, index);
@@ -88,7 +89,7 @@ inline PyObject* list_item(PyObject* list, Py_ssize_t index) noexcept {
 #endif
 }
 
-// The value under a key of a dict as a new reference; null if there is none, or on error.
+// The value of a key of a dict as a new reference; null if the key is missing or on error.
 inline PyObject* dict_item(PyObject* dict, PyObject* key) noexcept {
 #if PY_VERSION_HEX >= 0x030D0000
     PyObject* value = nullptr;
@@ -99,7 +100,7 @@ inline PyObject* dict_item(PyObject* dict, PyObject* key) noexcept {
 #endif
 }
 
-// Max depth of a tree: half of it where C frames are large or the stack is small.
+// The maximum depth of a tree. It is smaller where C frames are large or the stack is small.
 #if defined(PYPY_VERSION) || defined(Py_DEBUG) || defined(_WIN32) || defined(__wasm__)
 #if defined(_WIN32) && (defined(Py_DEBUG) || defined(Py_GIL_DISABLED))
 #if PY_VERSION_HEX < 0x030A0000
@@ -114,11 +115,12 @@ inline constexpr int kMaxDepth = 500;
 inline constexpr int kMaxDepth = 1000;
 #endif
 
-// Bytes of the C stack that Python code wants free when it is called. CPython 3.14 raises
-// RecursionError where fewer than 48 KiB are left, and ends the process below 16 KiB.
+// The free bytes of C stack that Python code needs when it is called. CPython 3.14 raises
+// RecursionError when fewer than 48 KiB are left and aborts the process below 16 KiB.
 inline constexpr std::size_t kStackOfPython = (PY_VERSION_HEX >= 0x030E0000 ? 56 : 16) * 1024;
 
-// What the slots of a module say of interpreters and threads, where there are such slots.
+// Module slots that declare support for subinterpreters and free threading, where Python has such
+// slots.
 #if defined(Py_mod_multiple_interpreters)
 #define OPTREE_MODULE_PER_INTERPRETER \
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},

@@ -11,7 +11,7 @@ bool is_tracked_as_new(PyObject* dict) {
     return (PyObject_GC_IsTracked(dict) != 0) == dict_internals::kDictsAreBornTracked;
 }
 
-// Whether the entries of a dict agree with PyDict_Next, hashes included.
+// Whether the entries of a dict match those of PyDict_Next, hashes included.
 bool agrees(PyObject* dict, std::size_t size, bool holes = false) {
     const DictEntries entries = dict_entries(dict);
     if (holes ? entries.holey == nullptr : !entries) return false;
@@ -28,7 +28,7 @@ bool agrees(PyObject* dict, std::size_t size, bool holes = false) {
     return same && !PyDict_Next(dict, &pos, &key, &value);
 }
 
-// Whether `dict_like` makes a dict that equals the one it is like, and can grow and shrink.
+// Whether `dict_like` creates a dict that equals its prototype and can grow and shrink.
 bool makes_alike(PyObject* dict, std::size_t size) {
     const Owned values = must(PyDict_Values(dict));
     const auto value = [&](std::uint32_t i) {
@@ -49,7 +49,7 @@ bool makes_alike(PyObject* dict, std::size_t size) {
     return PyDict_GET_SIZE(made.get()) == 10;
 }
 
-// Whether the entries can be read after the first and the last one are gone.
+// Whether the entries can be read after the first and the last one are deleted.
 bool takes_holes(PyObject* dict, std::size_t size) {
     const Owned keys = must(PyDict_Keys(dict));
     const Py_ssize_t last = PyList_GET_SIZE(keys.get()) - 1;
@@ -59,7 +59,7 @@ bool takes_holes(PyObject* dict, std::size_t size) {
     return agrees(dict, size - 2, true);
 }
 
-// Whether an empty dict is what `dict_like` fills.
+// Whether an empty dict is in the state that `dict_like` expects.
 bool starts_empty() {
     const Owned dict = must(PyDict_New());
     const auto* object = reinterpret_cast<PyDictObject*>(dict.get());
@@ -68,7 +68,7 @@ bool starts_empty() {
            is_tracked_as_new(dict.get());
 }
 
-// Whether the table of a dict has the extent that the copy of a small one takes for granted.
+// Whether the table of a small dict has the extent that the copy assumes.
 bool is_small_as_known(PyObject* dict) {
     using namespace dict_internals;
     const auto& keys =
@@ -83,7 +83,7 @@ bool is_small_as_known(PyObject* dict) {
 bool try_dict_table() {
 #if OPTREE_DICT_ENTRIES
     if (!starts_empty()) return false;
-    // A small dict of str keys, one that has grown, and one of other keys.
+    // A small dict with str keys, one that has grown, and one with other keys.
     for (const int size : {1, 40}) {
         for (const bool text : {true, false}) {
             const Owned dict = must(PyDict_New());

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The entries of a dict, read and written in place. The only file that knows how CPython stores a
-// dict. Callers check `trials.dict_table` first, and fall back to PyDict_Next and PyDict_SetItem.
+// The entries of a dict, read and written in place. This is the only file that knows how CPython
+// stores a dict. Callers check `trials.dict_table` first and otherwise use PyDict_Next and
+// PyDict_SetItem.
 //
-// Reading in place pays for 2x of flatten, writing for 2x to 3x of unflatten and map, on trees of dicts
-// (benchmarks/optree, nested dicts and dict of 10,000).
+// On trees of dicts, reading in place makes flatten 2x faster, and writing makes unflatten and map
+// 2x to 3x faster (benchmarks/optree, nested dicts and dict of 10,000).
 //
-// Without the interpreter lock it is read inside a CriticalSection, under which no other thread writes; a
-// new dict is filled before it is visible.
+// Without the interpreter lock a dict is read inside a CriticalSection, in which no other thread
+// writes. A new dict is filled before other threads can see it.
 #pragma once
 
 #include <cstring>
@@ -25,30 +26,31 @@ namespace optree {
 
 // The entries of one dict, in insertion order.
 struct DictEntries {
-    char* first = nullptr;   // null: there are holes, or the entries are not readable
+    char* first = nullptr;   // null if there are holes or the entries cannot be read
     std::size_t stride = 0;  // bytes from one entry to the next
     std::size_t key = 0;     // offset of the key in an entry; the value follows it, null in a hole
-    char* holey = nullptr;   // the first one where there are holes
+    char* holey = nullptr;   // the first entry of a table with holes
 
     explicit operator bool() const noexcept { return first != nullptr; }
-    // Of entries without holes.
+    // Only for entries without holes.
     PyObject* first_key() const noexcept { return *reinterpret_cast<PyObject**>(first + key); }
 
-    // The hash of a key, by its place in an entry: kept there, or in the key, which then is a str.
+    // The hash of a key, given its address in an entry. It is stored in the entry, or in the key if
+    // that is a str.
     OPTREE_INLINE Py_hash_t hash(PyObject*& its_key) const noexcept {
         return key != 0 ? reinterpret_cast<Py_hash_t*>(&its_key)[-1] : PyObject_Hash(its_key);
     }
 
-    // Calls visit(i, key, value) for the first `size` entries as long as it returns true; `value` may
-    // be assigned. Returns whether all were visited.
+    // Calls visit(i, key, value) for the first `size` entries until it returns false. `visit` may
+    // assign to `value`. Returns whether all entries were visited.
     template <class Visit>
     OPTREE_INLINE bool for_each(std::uint32_t size, Visit&& visit) const {
-        // The stride is a constant in either loop.
+        // Each branch has a constant stride.
         return stride == 2 * sizeof(PyObject*) ? run<2>(size, visit) : run<3>(size, visit);
     }
 
-    // The same where there are holes, which are passed over. Takes a copy of `visit`: a reference would
-    // keep what it captured out of registers in `for_each`, too.
+    // The same for a table with holes, which are skipped. `visit` is passed by value: passing it by
+    // reference would also keep its captures out of registers in `for_each`.
     template <class Visit>
     OPTREE_INLINE bool for_each_but_holes(std::uint32_t size, Visit visit) const {
         auto* entry = reinterpret_cast<PyObject**>(holey + key);
@@ -56,7 +58,7 @@ struct DictEntries {
                                                : run_over_holes<3>(entry, size, visit);
     }
 
-    // Prefetches the keys and values of `count` entries from `start` on.
+    // Prefetches the keys and values of `count` entries, starting at `start`.
     OPTREE_INLINE void prefetch(std::uint32_t start, std::uint32_t count) const noexcept {
         if (first == nullptr) return;
         DictEntries some = *this;
@@ -93,7 +95,7 @@ struct DictEntries {
 namespace dict_internals {
 
 #if PY_VERSION_HEX < 0x030B0000
-// The head of PyDictKeysObject of CPython 3.9 and 3.10.
+// The first fields of PyDictKeysObject in CPython 3.9 and 3.10.
 struct Keys {
     Py_ssize_t refcnt;
     Py_ssize_t size;
@@ -103,20 +105,20 @@ struct Keys {
 };
 inline Py_ssize_t size_of_table(const Keys& keys) noexcept { return keys.size; }
 #else
-// PyDictKeysObject of CPython 3.11 to 3.15.
+// PyDictKeysObject in CPython 3.11 to 3.15.
 struct Keys {
     Py_ssize_t refcnt;
     std::uint8_t log2_size;
     std::uint8_t log2_index_bytes;
     std::uint8_t kind;
-    std::uint8_t mutex;  // of free-threaded builds, for tables that dicts share
+    std::uint8_t mutex;  // in free-threaded builds, for tables shared by several dicts
     std::uint32_t version;
     Py_ssize_t usable;
     Py_ssize_t nentries;
     char indices[1];
 };
-inline constexpr std::uint8_t kGeneral = 0;  // entries of hash, key, value
-inline constexpr std::uint8_t kUnicode = 1;  // entries of key, value
+inline constexpr std::uint8_t kGeneral = 0;  // entries (hash, key, value)
+inline constexpr std::uint8_t kUnicode = 1;  // entries (key, value)
 inline Py_ssize_t size_of_table(const Keys& keys) noexcept {
     return Py_ssize_t{1} << keys.log2_size;
 }
@@ -128,8 +130,8 @@ inline Py_ssize_t size_of_table(const Keys& keys) noexcept {
 #if PY_VERSION_HEX < 0x03100000 && !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
 #define OPTREE_DICT_KEYS 1
 
-// Whether nothing was ever removed from the table of a dict: there is no hole among the entries, and the
-// last entry was not popped.
+// Whether nothing was ever removed from the table of a dict: it has no holes, and its last entry
+// was not popped.
 OPTREE_INLINE bool only_grew(PyObject* dict) noexcept {
     const auto* object = reinterpret_cast<PyDictObject*>(dict);
     const auto& keys = *reinterpret_cast<const dict_internals::Keys*>(object->ma_keys);
@@ -146,8 +148,8 @@ OPTREE_INLINE bool only_grew(PyObject* dict) noexcept {
 
 namespace dict_internals {
 
-// Whether the collector knows of a dict from the beginning, or only when something in it may be in
-// a cycle.
+// Whether the collector tracks a dict from its creation, or only once it holds an object that may
+// be in a cycle.
 inline constexpr bool kDictsAreBornTracked = PY_VERSION_HEX >= 0x030E0000;
 
 OPTREE_INLINE void* allocate(std::size_t bytes) noexcept {
@@ -176,7 +178,7 @@ OPTREE_INLINE DictEntries dict_entries(PyObject* dict) noexcept {
     return {};
 }
 
-// The same of a dict without holes whose keys are all str, as most are; false for others.
+// The same for the common case: a dict without holes whose keys are all str. False for other dicts.
 class TextEntries {
   public:
     OPTREE_INLINE explicit TextEntries(PyObject* dict) noexcept {
@@ -207,14 +209,15 @@ class TextEntries {
 
 namespace dict_internals {
 
-// Most dicts have this table: up to five keys, all of them str. A copy of known length takes no call.
+// Most dicts have a table of this size: up to five keys, all str. Copying a constant length needs
+// no function call.
 inline constexpr std::size_t kSmallHead = offsetof(Keys, indices) + 8;
 inline constexpr std::size_t kSmallTable = kSmallHead + 5 * 2 * sizeof(PyObject*);
 OPTREE_INLINE bool is_small(const Keys& keys) noexcept {
     return keys.log2_size == 3 && keys.kind == kUnicode;
 }
 
-// Where the entries of a table are, and the bytes up to the end of them.
+// The offset of the entries in a table, and the number of bytes up to their end.
 struct Extent {
     std::size_t head, bytes;
 };
@@ -224,15 +227,16 @@ inline Extent extent_of(const Keys& keys) noexcept {
     return {head, head + count * (keys.kind == kUnicode ? 2 : 3) * sizeof(PyObject*)};
 }
 
-// Fills an empty dict that is not visible yet with the `size` keys of `prototype`, a dict that only ever grew
-// and whose entries are readable. `value(i)` gives a reference away for each entry. False, and no value
-// asked for, if there is no memory. Tells whether anything in it may be in a cycle.
+// Fills an empty dict, not visible to other code yet, with the `size` keys of `prototype`.
+// `prototype` is a dict that only ever grew and whose entries can be read. `value(i)` returns a new
+// reference for each entry. Returns false without calling `value` if memory runs out. Sets
+// `in_cycles` if a value may be in a cycle.
 template <class Value>
 OPTREE_INLINE bool fill_like(PyObject* dict, PyObject* prototype, std::uint32_t size, Value&& value,
                              bool& in_cycles) noexcept {
     auto* source = reinterpret_cast<Keys*>(reinterpret_cast<PyDictObject*>(prototype)->ma_keys);
     char* keys;
-    // Keys are read where they were copied from: loads from the copy, which was just written, wait.
+    // Keys are read from the source: loads from the copy would stall, since it was just written.
     const auto fill = [&](std::uint32_t i, PyObject* key, PyObject*& its_value) {
         Py_INCREF(key);
         const auto place = reinterpret_cast<char*>(&its_value) - reinterpret_cast<char*>(source);
@@ -255,7 +259,7 @@ OPTREE_INLINE bool fill_like(PyObject* dict, PyObject* prototype, std::uint32_t 
         dict_entries(prototype).for_each(size, fill);
     }
     auto* object = reinterpret_cast<PyDictObject*>(dict);
-#if PY_VERSION_HEX < 0x030C0000  // immortal since
+#if PY_VERSION_HEX < 0x030C0000  // immortal in later versions
     --reinterpret_cast<Keys*>(object->ma_keys)->refcnt;
 #endif
     object->ma_keys = reinterpret_cast<PyDictKeysObject*>(keys);
@@ -265,11 +269,11 @@ OPTREE_INLINE bool fill_like(PyObject* dict, PyObject* prototype, std::uint32_t 
 
 }  // namespace dict_internals
 
-// A new dict of the `size` keys of `prototype`, with values as in `fill_like`. Null with MemoryError
-// set, and no value asked for, if there is no memory.
+// A new dict with the `size` keys of `prototype` and values as in `fill_like`. Returns null with
+// MemoryError set, without calling `value`, if memory runs out.
 //
-// A copy by PyDict_Copy, written over, takes a third longer (benchmarks/optree, unflatten
-// of the nested state).
+// Calling PyDict_Copy and overwriting the values takes a third longer (benchmarks/optree, unflatten
+// of the nested transformer state).
 template <class Value>
 OPTREE_INLINE PyObject* dict_like(PyObject* prototype, std::uint32_t size, Value&& value) noexcept {
     PyObject* dict = PyDict_New();
@@ -314,8 +318,8 @@ inline void prefetch_entries(PyObject*) noexcept {}
 
 namespace compat {
 
-// A dict with room for `size` items. Where CPython no longer exports the presizing call the dict
-// grows as it is filled.
+// A dict with room for `size` items. Newer versions of CPython do not export the call that reserves
+// room; there the dict grows as it is filled.
 inline PyObject* new_dict([[maybe_unused]] Py_ssize_t size) noexcept {
 #if PY_VERSION_HEX < 0x030D0000 && !defined(PYPY_VERSION)
     if (size > 5) return _PyDict_NewPresized(size);

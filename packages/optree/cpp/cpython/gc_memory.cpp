@@ -34,7 +34,7 @@ PyType_Spec plain_spec = {"optree._C.Plain", sizeof(Plain), 0,
 
 }  // namespace
 
-// Whether an object in the memory of a dead one behaves like a new one.
+// Whether an object created in the memory of a dead one behaves like a new one.
 bool try_gc_memory() {
     if constexpr (!kKeepsObjects) return false;
     const Owned cls = must(PyType_FromSpec(&plain_spec));
@@ -42,7 +42,7 @@ bool try_gc_memory() {
     PyObject* object = must(type->tp_alloc(type, 0)).release();
     PyObject_GC_UnTrack(object);
     Py_SET_REFCNT(object, 0);
-    Py_DECREF(cls.get());  // the object's
+    Py_DECREF(cls.get());  // the reference that the object held
     const Owned again = must(PyObject_Init(object, type));
     if (Py_REFCNT(again.get()) != 1 || PyObject_GC_IsTracked(again.get()) != 0) return false;
     PyObject_GC_Track(again.get());

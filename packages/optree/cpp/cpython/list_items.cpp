@@ -3,7 +3,7 @@
 
 namespace optree {
 
-// Whether a list that was given its items can be read, grow and shrink.
+// Whether a list with items set by `give_items` can be read, grow and shrink.
 bool try_list_items() {
     constexpr Py_ssize_t kCount = 3;
     const Owned expected = must(Py_BuildValue("[iii]", 1001, 1002, 1003));

@@ -15,7 +15,7 @@ Owned trial_dict() {
 }
 
 #if OPTREE_ODICT_FILL
-// Whether an OrderedDict made by `odict_like` behaves like another one of the same items.
+// Whether an OrderedDict made by `odict_like` behaves like an ordinary one with the same items.
 bool makes_alike(std::uint32_t size) {
     const Owned prototype = must(PyDict_New());
     const Owned expected = must(PyODict_New());
@@ -56,7 +56,7 @@ bool makes_alike(std::uint32_t) { return true; }
 
 }  // namespace
 
-// Whether the list follows move_to_end, and bypassing it is noticed.
+// Whether the list follows move_to_end, and whether changes that bypass it are detected.
 bool try_odict_list() {
     if (PyODict_Type.tp_basicsize != static_cast<Py_ssize_t>(sizeof(odict_internals::Head))) {
         return false;
@@ -64,7 +64,7 @@ bool try_odict_list() {
     const Owned trial = trial_dict();
     if (!only_grew(trial.get())) return false;
     must(PyObject_CallMethod(trial.get(), "move_to_end", "s", "a"));
-    // Only follow pointers that the dict's own keys vouch for.
+    // Follow only pointers that the keys of the dict confirm.
     const odict_internals::Node* node = odict_internals::first_of(trial.get());
     for (const char* name : {"b", "c", "a"}) {
         const Owned key = must(PyUnicode_InternFromString(name));
@@ -77,7 +77,7 @@ bool try_odict_list() {
     must(PyObject_CallMethod(reinterpret_cast<PyObject*>(&PyDict_Type), "popitem", "O",
                              popped.get()));
     if (only_grew(trial.get()) || only_grew(popped.get())) return false;
-    // Tried only where the layout of a dict's table is confirmed.
+    // Only tried if the layout of a dict's table was confirmed.
     return !trials.dict_table.held() || (makes_alike(3) && makes_alike(40));
 }
 

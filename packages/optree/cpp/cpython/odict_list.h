@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The order of an OrderedDict: a linked list that CPython does not expose. After move_to_end it differs
-// from the order of the dict underneath. The iterator protocol gives it at several times the cost of the
-// scan (benchmarks/optree, ResNet module trees). Callers check `trials.odict_list` first, and fall back to
-// the iterator.
+// The order of an OrderedDict: a linked list that CPython does not expose. After move_to_end it
+// differs from the order of the underlying dict. The iterator protocol returns this order too, but
+// takes several times as long (benchmarks/optree, ResNet module trees). Callers check
+// `trials.odict_list` first and otherwise use the iterator.
 //
-// The list agrees with the dict unless the OrderedDict was bypassed, by dict.__setitem__,
-// dict.popitem and the like. That is detected: the list and the dict have different keys, or items were
-// removed from the table (`only_grew`). Then the iterator is used, and may raise its KeyError.
+// The list matches the dict unless a program bypassed the OrderedDict, for example with
+// dict.__setitem__ or dict.popitem. This is detected: the list and the dict have different keys, or
+// items were removed from the table (`only_grew`). The iterator is used then and may raise its
+// KeyError.
 #pragma once
 
 #include <utility>
@@ -14,9 +15,9 @@
 #include "cpython/dict_table.h"
 #include "cpython/trials.h"
 
-// CPython 3.9 to 3.15, as far as the dict underneath can be seen to have only grown.
+// CPython 3.9 to 3.15, where `only_grew` can be computed for the underlying dict.
 #define OPTREE_ODICT_LIST OPTREE_DICT_KEYS
-// As far as the dict underneath can be written.
+// Where the underlying dict can be written.
 #define OPTREE_ODICT_FILL (OPTREE_DICT_KEYS && OPTREE_DICT_ENTRIES)
 
 namespace optree {
@@ -51,7 +52,7 @@ OPTREE_INLINE void free_nodes(Node* node) noexcept {
     while (node != nullptr) PyMem_Free(std::exchange(node, node->next));
 }
 
-// `count` nodes in a row without keys; null if there is no memory.
+// `count` contiguous nodes without keys; null if memory runs out.
 OPTREE_INLINE Node* new_nodes(std::uint32_t count) noexcept {
     Node* first = nullptr;
     for (; count != 0; --count) {
@@ -73,7 +74,7 @@ OPTREE_INLINE bool odict_is_empty(PyObject* object) noexcept {
     return odict_internals::first_of(object) == nullptr;
 }
 
-// Whether the list has these keys, the very objects, in this order.
+// Whether the list has exactly these key objects in this order.
 OPTREE_INLINE bool odict_has(PyObject* object, PyObject* const* keys, std::size_t size) noexcept {
     const odict_internals::Node* node = odict_internals::first_of(object);
     for (PyObject* const* end = keys + size; keys != end; ++keys) {
@@ -89,18 +90,19 @@ inline bool odict_has(PyObject*, PyObject* const*, std::size_t) noexcept { retur
 #endif
 
 #if OPTREE_ODICT_FILL
-// A new OrderedDict of the `size` keys of `prototype`, a dict as `dict_like` wants one, with values as
-// there. Null with MemoryError set, and no value asked for, if there is no memory.
+// A new OrderedDict with the `size` keys of `prototype`, which must satisfy the conditions of
+// `dict_like`, and values as there. Returns null with MemoryError set, without calling `value`, if
+// memory runs out.
 //
-// The index from the table to the list is left out: the OrderedDict makes it when a key is looked up in
-// the list. Pays for a third of unflatten on module trees (benchmarks/optree).
+// The index from the table to the list is not built: the OrderedDict builds it when it first looks
+// up a key in the list. Makes unflatten a third faster on module trees (benchmarks/optree).
 template <class Value>
 OPTREE_INLINE PyObject* odict_like(PyObject* prototype, std::uint32_t size,
                                    Value&& value) noexcept {
     PyObject* made = PyODict_New();
     if (OPTREE_UNLIKELY(made == nullptr)) return nullptr;
     odict_internals::Node* node = odict_internals::new_nodes(size);
-    bool in_cycles = false;  // known to the collector anyway
+    bool in_cycles = false;  // an OrderedDict is tracked from its creation
     if (OPTREE_UNLIKELY(node == nullptr ||
                         !dict_internals::fill_like(made, prototype, size, value, in_cycles))) {
         odict_internals::free_nodes(node);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether this interpreter has the memory layouts that the other files of this folder assume. Each of them
-// has a fence (the versions it knows, when compiled), a trial (on private objects, when the module
-// is imported; its answer is here) and a fallback through documented calls.
+// Whether this interpreter has the memory layouts that the other files of this folder assume. Each
+// layout has a version check at compile time, a trial on private objects when the module is
+// imported, and a fallback that uses documented calls. The results of the trials are stored here.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,7 @@
 
 namespace optree {
 
-// Facts of the process: every interpreter in it finds the same.
+// A fact about the process: every interpreter in it gets the same result.
 class Trial {
   public:
     OPTREE_INLINE bool held() const noexcept { return held_.load(std::memory_order_relaxed); }
@@ -21,7 +21,7 @@ class Trial {
     std::atomic<bool> held_{false};
 };
 
-// The trials by name; bool try_<name>() in its own file makes one.
+// The trials by name. The function bool try_<name>() in the file of that name runs one.
 #define OPTREE_TRIALS(TRIAL) \
     TRIAL(dict_table)        \
     TRIAL(odict_list)        \
@@ -42,16 +42,16 @@ struct Trials {
 };
 inline Trials trials;
 
-// Runs all trials. What goes wrong in one counts as failed; no error stays set.
+// Runs all trials. A trial that raises counts as failed; no exception stays set.
 void run_trials() noexcept;
 
-// An object that a trial owns.
+// Owns one object of a trial.
 struct DropReference {
     void operator()(PyObject* object) const noexcept { Py_DECREF(object); }
 };
 using Owned = std::unique_ptr<PyObject, DropReference>;
 
-// What a call of a trial returned; the trial has failed if it raised.
+// The result of a call in a trial. The trial fails if the call raised.
 struct TrialFailed {};
 inline Owned must(PyObject* object) {
     if (object == nullptr) throw TrialFailed{};

@@ -3,7 +3,7 @@
 
 namespace optree {
 
-// Whether an instance that was made and filled here is like one of Python's making, hash included.
+// Whether an instance created and filled here equals one that Python creates, hash included.
 bool try_tuple_items() {
     const Owned expected = must(Py_BuildValue("(iii)", 1001, 1002, 1003));
     const Owned made = must(new_plain_tuple(&PyTuple_Type, tuple_items(expected.get()), 3));

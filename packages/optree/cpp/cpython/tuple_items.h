@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The items of a tuple, and instances of its subclasses made without calling these.
+// The items of a tuple, and instances of tuple subclasses created without calling the class.
 #pragma once
 
 #include <algorithm>
@@ -8,22 +8,23 @@
 
 namespace optree {
 
-// The items of a tuple, or of an instance of a subclass; also the empty places of a new one.
+// The items of a tuple or of an instance of a subclass. Also valid for the unset items of a new
+// one.
 OPTREE_INLINE PyObject** tuple_items(PyObject* tuple) noexcept {
     return reinterpret_cast<PyTupleObject*>(tuple)->ob_item;
 }
 
-// Where an item stands in an instance: the offset that a member of a PyStructSequence has.
+// The offset of an item in an instance, equal to the offset of a PyStructSequence member.
 inline Py_ssize_t offset_of_tuple_item(Py_ssize_t index) noexcept {
     return static_cast<Py_ssize_t>(offsetof(PyTupleObject, ob_item)) +
            index * static_cast<Py_ssize_t>(sizeof(PyObject*));
 }
 
-// A new instance of a tuple subclass that takes over the references to `items`; null, and nothing
-// taken, on error. Asked for where `trials.tuple_items` held; otherwise the class is called.
+// A new instance of a tuple subclass that takes over the references to `items`. Returns null and
+// takes nothing on error. Only valid if `trials.tuple_items` held; otherwise the class is called.
 //
-// An instance without attributes need not be zeroed first, as `tp_alloc` does, and the collector sees it
-// when it is complete.
+// An instance without attributes need not be zeroed first as in `tp_alloc`. The collector tracks it
+// once it is complete.
 inline PyObject* new_plain_tuple(PyTypeObject* type, PyObject* const* items,
                                  std::size_t count) noexcept {
     const auto size = static_cast<Py_ssize_t>(count);
@@ -40,7 +41,7 @@ inline PyObject* new_plain_tuple(PyTypeObject* type, PyObject* const* items,
     return made;
 }
 
-// A tuple that takes over the references to `items`; null, and nothing taken, on error.
+// A tuple that takes over the references to `items`. Returns null and takes nothing on error.
 inline PyObject* new_tuple_of(PyObject* const* items, std::size_t count) noexcept {
     PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(count));
     if (OPTREE_LIKELY(tuple != nullptr)) std::copy_n(items, count, tuple_items(tuple));

@@ -3,7 +3,7 @@
 
 namespace optree {
 
-// Whether the version of a class changes with the class and with its base, and only then.
+// Whether the version of a class changes when the class or a base changes, and only then.
 bool try_type_slots() {
     const Owned base =
         must(PyObject_CallFunction(reinterpret_cast<PyObject*>(&PyType_Type), "s(){}", "Base"));
@@ -11,7 +11,7 @@ bool try_type_slots() {
                                                  "s(O){}", "Class", base.get()));
     auto* type = reinterpret_cast<PyTypeObject*>(cls.get());
     const auto version = [&] {
-        must(PyObject_GetAttrString(cls.get(), "__name__"));  // gives it one, if it has none
+        must(PyObject_GetAttrString(cls.get(), "__name__"));  // assigns a version
         must(PyObject_GetAttrString(cls.get(), "__init__"));
         return compat::type_version(type);
     };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Slots of classes: what tells that a class still makes its instances the way it did, and where the
-// attributes of an instance lie.
+// Facts about classes: whether a class still creates its instances as it did before, and the
+// offsets of the attributes in an instance.
 #pragma once
 
 #include "cpython/trials.h"
@@ -17,11 +17,12 @@ inline void forbid_instances(PyTypeObject*) noexcept {}
 #else
 inline constexpr unsigned long kImmutableType = 0;
 inline constexpr unsigned long kNoInstantiation = 0;
-// The value of the flag where it exists.
+// Does what the flag does in versions that have it.
 inline void forbid_instances(PyTypeObject* type) noexcept { type->tp_new = nullptr; }
 #endif
 
-// The type's version tag: changes whenever the type or a base is modified; 0 means unknown.
+// The version tag of the type, which changes whenever the type or a base is modified; 0 means
+// unknown.
 OPTREE_INLINE unsigned int type_version([[maybe_unused]] PyTypeObject* type) noexcept {
 #if defined(PYPY_VERSION)
     return 0;
@@ -38,8 +39,8 @@ OPTREE_INLINE unsigned int type_version([[maybe_unused]] PyTypeObject* type) noe
 #endif
 }
 
-// Puts an attribute into a class that is immutable from Python, or past its metaclass, before the class
-// is visible.
+// Sets an attribute of a class that Python code cannot modify, or bypasses its metaclass, before
+// the class is visible.
 inline int set_class_attribute(PyTypeObject* type, const char* name, PyObject* value) noexcept {
     const int status = PyDict_SetItemString(type->tp_dict, name, value);
     PyType_Modified(type);
@@ -48,13 +49,13 @@ inline int set_class_attribute(PyTypeObject* type, const char* name, PyObject* v
 
 }  // namespace compat
 
-// Whether a call of an instance of this metaclass runs `__new__` and `__init__` as usual.
+// Whether calling an instance of this metaclass runs `__new__` and `__init__` as usual.
 OPTREE_INLINE bool calls_plainly(const PyTypeObject* meta) noexcept {
     return meta == &PyType_Type || meta->tp_call == PyType_Type.tp_call;
 }
 
-// Whether `type.__call__` runs and finds `__new__` as usual, and `object.__init__` ignores what
-// `__new__` was given.
+// Whether `type.__call__` runs and calls `__new__` as usual, and `object.__init__` ignores the
+// arguments of `__new__`.
 OPTREE_INLINE bool calls_only_new(const PyTypeObject* type) noexcept {
     const PyTypeObject* meta = Py_TYPE(type);
     return (meta == &PyType_Type || (meta->tp_call == PyType_Type.tp_call &&
@@ -62,12 +63,13 @@ OPTREE_INLINE bool calls_only_new(const PyTypeObject* type) noexcept {
            type->tp_init == PyBaseObject_Type.tp_init;
 }
 
-// Whether instances of a tuple subclass are laid out as tuples are, which a class never changes.
+// Whether instances of a tuple subclass have the layout of a tuple. A class never changes this.
 inline bool is_laid_out_as_tuple(const PyTypeObject* type) noexcept {
     return type->tp_alloc == PyType_GenericAlloc && type->tp_itemsize == PyTuple_Type.tp_itemsize;
 }
 
-// Where the attribute of a slot lies in an instance, given the descriptor; -1 if it is not such a slot.
+// The offset of a slot's attribute in an instance, given its descriptor; -1 if it is not such a
+// slot.
 inline Py_ssize_t offset_of_slot(PyObject* descriptor) noexcept {
     if (Py_TYPE(descriptor) != &PyMemberDescr_Type) return -1;
     const PyMemberDef* member = reinterpret_cast<PyMemberDescrObject*>(descriptor)->d_member;

@@ -61,7 +61,7 @@ std::uint32_t Attributes::expand(PyObject* object, ObjectStack& out, Ref* slots)
     for (std::size_t i = 0; i < count; ++i) {
         out.push_owned(get(tuple_items(children.get())[i]).release());
     }
-    ObjectStack pairs;  // no half-filled tuple is visible to the attributes that are properties
+    ObjectStack pairs;  // a property may run, which must not see a half-filled tuple
     for (std::size_t i = 0; i < size_of(metadata); ++i) {
         PyObject* its_name = tuple_items(metadata.get())[i];
         const Ref value = get(its_name);
@@ -93,7 +93,7 @@ bool Attributes::fits(PyObject* node_metadata, std::size_t count) const noexcept
 
 namespace {
 
-// What the cells of a function's closure hold, as a tuple; None for an empty one.
+// The contents of the closure cells of a function as a tuple; None for an empty cell.
 Ref contents_of_closure(PyObject* function) {
     ObjectStack contents;
     for (Py_ssize_t i = 0; i < size_of_closure(function); ++i) {
@@ -138,7 +138,7 @@ bool Attributes::makes_plainly(PyTypeObject* cls) {
 bool Attributes::decide(PyTypeObject* cls) {
     PyObject* cls_object = reinterpret_cast<PyObject*>(cls);
     auto made = std::make_unique<PlainInit>();
-    // Looking something up gives the class a version, if it has none.
+    // A look-up assigns a version to the class if it has none.
     const Ref init = checked(PyObject_GetAttrString(cls_object, "__init__"));
     made->version = compat::type_version(cls);
     made->tp_init = cls->tp_init;
@@ -148,13 +148,13 @@ bool Attributes::decide(PyTypeObject* cls) {
         made->cells = contents_of_closure(init.get());
         const Ref answer = checked(
             calling_python([&] { return PyObject_CallOneArg(is_plain.get(), cls_object); }));
-        // A change since the look-up makes another version, or does not hold.
+        // If the class changed since the look-up, either the version differs or `holds` fails.
         made->yes = answer.get() == Py_True && made->version == compat::type_version(cls) &&
                     made->holds(cls);
     }
     const bool yes = made->yes;
     if (made->version == 0) return yes;
-    std::unique_ptr<PlainInit> dropped;  // when the lock is left
+    std::unique_ptr<PlainInit> dropped;  // dropped after the lock is released
     const WriterLock writing(lock);
     dropped = plain.publish(std::move(made));
     return yes;

@@ -15,7 +15,7 @@ Kind Context::classify_rest(PyTypeObject* type, Registration*& registration) {
     if (Ref found = lookup(type)) {
         registration = as_registration(found.get());
         custom_.hold(std::move(found));
-        return kKindOf<Custom>;  // not remembered: the registration may change
+        return kKindOf<Custom>;  // not cached: the registration may change
     }
     Kind kind = kLeafKind;
     if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {

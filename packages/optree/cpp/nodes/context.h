@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The options by which one call of the library decides what is a node, and the decision.
+// The options that decide in one call which objects are nodes, and the decision itself.
 #pragma once
 
 #include <algorithm>
@@ -15,12 +15,12 @@
 
 namespace optree {
 
-// The payload slots of one node, owned until they are moved into a slot table.
+// The payload slots of one node, owned until they move into a slot table.
 struct Payload {
     Ref slot[3];
 };
 
-// Made once per call: the namespace is resolved and the dict mode is read once.
+// Created once per call: resolves the namespace and reads the dict mode once.
 class Context {
   public:
     // `predicate` may be null; `name` is an exact str.
@@ -42,18 +42,18 @@ class Context {
     bool
         own_insertion_ordered;  // the namespace itself (not the global one) asks for insertion order
 
-    // The class of the last leaf, borrowed; null before the first.
+    // The class of the last leaf, borrowed; null before the first leaf.
     OPTREE_INLINE const PyTypeObject* last_leaf() const noexcept { return last_leaf_; }
 
-    // Whether `object` is of the class of the last leaf, which it may be itself where there was none
-    // before. False where this can't be told without Python code.
+    // Whether `object` is known to be a leaf: it has the class of the last leaf, or it is the first
+    // leaf. Returns false if Python code would have to run to decide.
     OPTREE_INLINE bool is_leaf_for_sure(PyObject* object) {
         if (OPTREE_LIKELY(Py_TYPE(object) == last_leaf_)) return true;
         return !compat::kFreeThreaded && last_leaf_ == nullptr && is_first_leaf(object);
     }
 
-    // The kind of `object` by its exact class. Sets `registration` for Kind::custom: borrowed until
-    // the next call.
+    // The kind of `object` by its exact class. Sets `registration` for Kind::custom; it is borrowed
+    // until the next call.
     OPTREE_INLINE Kind classify(PyObject* object, Registration*& registration) {
         PyTypeObject* type = Py_TYPE(object);
         if (OPTREE_LIKELY(type == last_leaf_)) return Kind::leaf;
@@ -68,7 +68,7 @@ class Context {
         return classify_rest(type, registration);
     }
 
-    // Whether `classify` knows the class without a table.
+    // Whether `classify` recognises the class without a table.
     static bool asks_for(PyObject* cls) noexcept {
         for (PyTypeObject* type :
              {&PyTuple_Type, &PyDict_Type, &PyList_Type, Py_TYPE(Py_None), &PyODict_Type}) {
@@ -77,7 +77,7 @@ class Context {
         return false;
     }
 
-    // Forgets the classes met. May run Python code.
+    // Clears the cached classes. May run Python code.
     OPTREE_INLINE void forget() noexcept {
         last_leaf_ = nullptr;
         while (used_ != 0) {
@@ -97,7 +97,7 @@ class Context {
 
     Ref lookup(PyTypeObject* type) const noexcept { return state.registry.lookup(named_, type); }
 
-    // The namespace that a spec made by this call stores.
+    // The namespace that specs made by this call store.
     PyObject* spec_namespace(bool found_custom) const noexcept {
         return found_custom || own_insertion_ordered ? name_ : state.empty_str.get();
     }
@@ -108,15 +108,15 @@ class Context {
         return space.insertion_ordered.load(std::memory_order_relaxed);
     }
 
-    // Classes met during this call, by address, and therefore kept alive: the tree may drop a class on
-    // the way, and another one take its place. Pays for a quarter of flatten on module trees, whose
-    // leaves alternate with two namedtuples.
+    // Classes seen during this call. They are found by address and therefore kept alive: the tree
+    // may drop a class during the walk, and another class may reuse its address. Makes flatten a
+    // quarter faster on module trees, where leaves alternate with two namedtuples.
     struct Seen {
         PyTypeObject* type = nullptr;
         Kind kind{};
     };
-    // With two places a set, two namedtuples and a class of leaves evicted each other in one process
-    // of four: their addresses differ from run to run.
+    // With two entries in a set, two namedtuples and one class of leaves evicted each other in one
+    // process out of four. Their addresses differ from run to run.
     using SeenSet = std::array<Seen, 4>;
     static std::size_t seen_index(const PyTypeObject* type) noexcept {
         const auto bits = reinterpret_cast<std::uintptr_t>(type);
@@ -141,7 +141,8 @@ class Context {
         if (kind == Kind::leaf) last_leaf_ = type;
     }
 
-    // Gives up a class. The end of its life runs Python code, and is left to the end of the call.
+    // Evicts a class. Destroying it may run Python code, so this is deferred to the end of the
+    // call.
     void drop(PyTypeObject* type) {
         PyObject* cls = reinterpret_cast<PyObject*>(type);
         if (last_leaf_ == type) last_leaf_ = nullptr;
@@ -160,12 +161,13 @@ class Context {
     PyTypeObject* last_leaf_ = nullptr;
     static constexpr std::size_t kSets = 4;
     SeenSet seen_[kSets];
-    unsigned used_ = 0;                     // which sets hold classes, a bit each
-    std::unique_ptr<ObjectStack> dropped_;  // classes that are referenced nowhere else
-    Held custom_;  // the registration that `classify` gave last: another thread may take it back
+    unsigned used_ = 0;                     // one bit for each set that holds classes
+    std::unique_ptr<ObjectStack> dropped_;  // classes without any other reference
+    Held custom_;  // the last registration that `classify` returned: another thread may remove it
 };
 
-// Whether the class is that of a kind, so that it is a node in every namespace and can't be registered.
+// Whether the class belongs to a built-in kind. It is then a node in every namespace and cannot be
+// registered.
 inline bool is_builtin_node(const State& state, PyObject* cls) noexcept {
     return std::find_if(std::begin(state.classes), std::end(state.classes),
                         [cls](const Ref& known) { return known.get() == cls; }) !=

@@ -6,7 +6,7 @@
 namespace optree {
 namespace {
 
-// Adds a note about what a flatten function has to return to Python's own message.
+// Adds a note to Python's own message: what a flatten function must return.
 OPTREE_COLD void require_iterable(PyObject* type, PyObject* result) {
     try {
         static_cast<void>(checked(PyObject_GetIter(result)));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Registered classes; the slots are the registration, the metadata and the entries.
+// Registered classes. The slots are the registration, the metadata and the entries.
 #pragma once
 
 #include "nodes/sequence.h"
@@ -10,7 +10,7 @@ struct Custom : AnyNode {
     static constexpr const char* kName = "custom";
     static constexpr const char* kArityName = "Custom type";
     static constexpr bool kNamedByClass = true;
-    // The first slot must hold the registration already.
+    // The first slot must already hold the registration.
     template <class Visitor>
     static std::uint32_t visit(Context&, PyObject* object, Visitor& visitor, Ref* slots) {
         return expand(object, visitor.stack(), slots);

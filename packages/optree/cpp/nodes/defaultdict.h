@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// collections.defaultdict; the slots are the default factory and the key layout.
+// collections.defaultdict. The slots are the default factory and the key layout.
 #pragma once
 
 #include "nodes/dict.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// collections.deque; the slot is its maxlen.
+// collections.deque. The slot is its maxlen.
 #pragma once
 
 #include "nodes/list.h"

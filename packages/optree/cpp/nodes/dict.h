@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plain dicts: traversed in sorted key order (or as inserted), rebuilt as inserted.
+// Plain dicts: traversed in sorted key order (or insertion order), rebuilt in insertion order.
 #pragma once
 
 #include "nodes/gather.h"

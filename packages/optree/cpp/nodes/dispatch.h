@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The switch on the kind of a node, and the only one: kinds.def is its table. A kind is a class with
-// these static members; AnyNode (node.h), RecordKind and MappingKind have some of them.
+// The only switch on the kind of a node, generated from kinds.def. A kind is a class with the
+// static members below. AnyNode (node.h), RecordKind and MappingKind provide some of them.
 //
 //   kName                           name in messages
 //   find_class(), recognises(state, type)
@@ -17,7 +17,7 @@
 //                                   what leads to child i, and the node, as Python code
 //   verify(read, slots)             raises what is wrong with a pickled node
 //
-// A kind does not handle its slots: their types, named in its row, do (slots.h).
+// The types of its slots, listed in kinds.def, manage the slots of a kind (slots.h).
 #pragma once
 
 #include <stdexcept>
@@ -57,7 +57,8 @@ OPTREE_INLINE decltype(auto) dispatch(Kind kind, Visit&& visit) {
     throw std::logic_error("not the kind of an internal node");
 }
 
-// Calls `visit` with an empty value of each class, by their values, as long as it is true.
+// Calls `visit` with an empty value of each class, in the order of their numbers, until it returns
+// false.
 template <class Visit>
 OPTREE_INLINE void for_each_kind(Visit&& visit) {
     (void)(
@@ -67,7 +68,7 @@ OPTREE_INLINE void for_each_kind(Visit&& visit) {
         true);
 }
 
-// The same with the class of the slots.
+// The same for the class of the slots.
 template <class Visit>
 OPTREE_INLINE decltype(auto) dispatch_slots(Kind kind, Visit&& visit) {
     return dispatch(kind, [&](auto node) { return visit(SlotsOf<decltype(node)>{}); });
@@ -112,8 +113,8 @@ OPTREE_INLINE PyObject* rebuild(State& state, Kind kind, const Slot* slots, PyOb
     });
 }
 
-// A node of leaves that stand in a row, made at once; null where its kind or the row does not allow it, or
-// with an error set.
+// A node of contiguous leaves, created at once. Null if its kind or the row of leaves does not
+// allow this, and null with an exception set on error.
 template <class Find>
 inline PyObject* copy_row(Kind kind, std::size_t count, Find&& find) {
     return dispatch(kind, [&](auto node) -> PyObject* {
@@ -150,15 +151,15 @@ inline PyObject* node_type(State& state, Kind kind, const Slot* slots) {
     return type != nullptr ? type : state.classes[static_cast<int>(kind)].get();
 }
 
-// Metadata shown to Python, null where there is none; `make_keys(layout)` makes a list of keys that
-// follow the dict mode.
+// The metadata as shown to Python; null if there is none. `make_keys(layout)` makes a list of keys
+// that follows the dict mode.
 template <class MakeKeys>
 Ref node_data(Kind kind, const Slot* slots, MakeKeys&& make_keys) {
     return dispatch_slots(kind, [&](auto list) { return list.data(slots, make_keys); });
 }
 inline Ref node_data(Kind kind, const Slot* slots) { return node_data(kind, slots, layout_keys); }
 
-// Whether this Python has nodes of a kind: a mapping kind is that of one class, which may be missing.
+// Whether this Python has nodes of a kind. The class of a mapping kind may be missing.
 inline bool is_available(const State& state, Kind kind) noexcept {
     return facts_of(kind).is_node &&
            (!is_mapping(kind) || state.classes[static_cast<int>(kind)].get() != nullptr);
@@ -168,7 +169,7 @@ inline bool is_available(const State& state, Kind kind) noexcept {
 inline KeyLayout* keys_of(Kind kind, const Slot* slots) noexcept {
     return is_mapping(kind) ? as_layout(slots[facts_of(kind).keys]) : nullptr;
 }
-// Null for nodes of kinds that are not registered.
+// Null for nodes of kinds without a registration.
 inline Registration* registration_of(Kind kind, const Slot* slots) noexcept {
     return is_custom(kind) ? as_registration(slots[facts_of(kind).registered]) : nullptr;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The built-in frozendict of Python 3.15: traversed as dicts are, rebuilt as inserted.
+// The built-in frozendict of Python 3.15: traversed like a dict, rebuilt in insertion order.
 #pragma once
 
 #include "nodes/dict.h"
@@ -8,7 +8,8 @@ namespace optree {
 
 struct FrozenDict : DictKind<FrozenDict> {
     static constexpr const char* kName = "frozendict";
-    // Only a static class: one that a program added to builtins is not laid out as a dict.
+    // Accepts only a static class: a class that a program added to builtins does not have the
+    // layout of a dict.
     static Ref find_class() {
         const Ref builtins = checked(PyImport_ImportModule("builtins"));
         Ref cls = Ref::steal(PyObject_GetAttrString(builtins.get(), "frozendict"));

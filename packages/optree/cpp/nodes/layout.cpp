@@ -27,7 +27,8 @@ int layout_traverse(PyObject* self, visitproc visit, void* arg) {
     return 0;
 }
 
-// Without tp_clear: a layout never changes, so that every cycle through it has another object to cut.
+// No tp_clear: a layout never changes, so every cycle through it contains another object that can
+// be cleared.
 PyType_Slot layout_slots[] = {
     {Py_tp_dealloc, reinterpret_cast<void*>(layout_dealloc)},
     {Py_tp_traverse, reinterpret_cast<void*>(layout_traverse)},
@@ -54,7 +55,7 @@ class Positions {
         std::fill(places_.begin(), places_.end(), kNone);
         for (std::uint32_t i = 0; i < size; ++i) place_of(objects[i]) = i;
     }
-    // kNone if the object is not there.
+    // kNone if the object is not in the array.
     std::uint32_t of(PyObject* object) noexcept { return place_of(object); }
 
   private:
@@ -71,8 +72,8 @@ class Positions {
     Scratch<std::uint32_t, 256> places_;
 };
 
-// Remembers that two layouts have equal keys, which never changes. All layouts that ever get the number
-// of a group are equal, whatever the order in which threads get here.
+// Records that two layouts have equal keys, which never changes. All layouts with the same group
+// number are equal, in whatever order threads get here.
 void join_group(const KeyLayout* a, const KeyLayout* b, std::uint64_t group) noexcept {
     static std::atomic<std::uint64_t> last{0};
     if (group == 0) {
@@ -85,8 +86,8 @@ void join_group(const KeyLayout* a, const KeyLayout* b, std::uint64_t group) noe
 
 }  // namespace
 
-// The arrays follow the object: inserted[size], then keys[size], position[size] and order[size] when the
-// orders differ.
+// The arrays follow the object: inserted[size], then keys[size], position[size] and order[size] if
+// the two orders differ.
 Ref make_layout_in_order(LayoutTypes types, PyObject* const* inserted, std::size_t size,
                          const std::uint32_t* order, bool sorted) {
     const std::uint32_t count = checked_count(size);
@@ -141,7 +142,7 @@ Ref positions_of(PyObject* const* keys, std::size_t size) {
 std::size_t position_in(PyObject* positions, PyObject* key, std::size_t size) {
     const Ref number = Ref::steal(compat::dict_item(positions, key));
     if (!number && PyErr_Occurred()) throw PythonError{};
-    // Whatever is there now: code can reach the dict through gc.get_objects().
+    // The number may be missing: code can reach the dict through gc.get_objects().
     if (!number || !PyLong_CheckExact(number.get())) return size;
     const std::size_t position = PyLong_AsSize_t(number.get());
     if (PyErr_Occurred()) PyErr_Clear();
@@ -152,7 +153,7 @@ Ref make_layout_with_order(LayoutTypes types, PyObject* const* keys, PyObject* c
                            std::size_t size) {
     const Ref positions = positions_of(inserted, size);
     std::vector<std::uint32_t> order(size);
-    std::vector<bool> taken(size, false);  // keys whose __eq__ lies must not make holes
+    std::vector<bool> taken(size, false);  // keys with an inconsistent __eq__ must not leave holes
     bool permuted = false;
     for (std::size_t child = 0; child < size; ++child) {
         const std::size_t at = position_in(positions.get(), keys[child], size);

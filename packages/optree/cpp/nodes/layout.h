@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Key layouts: the keys of a mapping in both orders, shared by all mappings that have them.
+// Key layouts: the keys of a mapping in both orders, shared by all mappings with these keys.
 #pragma once
 
 #include <algorithm>
@@ -14,18 +14,19 @@ namespace optree {
 
 struct State;
 
-// An immutable Python object. One whose keys are not all atomic takes part in garbage collection, since
-// it may be in a cycle; the others are of a second class without that cost. With keys inserted as b, a and traversed sorted:
+// An immutable Python object. A layout whose keys are not all atomic may be in a cycle, so it takes
+// part in garbage collection. The others belong to a second class without that cost. With keys
+// inserted as b, a and traversed in sorted order:
 //
 //     inserted = [b, a]   keys = [a, b]   position = [1, 0]    inserted[i] is child position[i]
 //                                         order = [1, 0]       child c is inserted[order[c]]
 //
 // `position` and `order` are null and `keys == inserted` when the two orders agree.
 struct KeyLayout {
-    PyObject_VAR_HEAD  // its size counts the words behind the first key
+    PyObject_VAR_HEAD  // its size is the number of words after the first key
         std::uint32_t size;
-    bool atomic;  // every key is atomic (sort_keys.h): hash fixed, never in a cycle
-    bool sorted;  // traversal order is the sorted one (else the insertion order)
+    bool atomic;  // every key is atomic (sort_keys.h): its hash never changes and it is in no cycle
+    bool sorted;  // traversed in sorted order, else in insertion order
     std::atomic<std::uint64_t>
         hash;  // of the keys in traversal order, if `atomic`; 0: not computed
     std::atomic<PyObject*>
@@ -33,8 +34,8 @@ struct KeyLayout {
     std::atomic<PyObject*> entries;  // owned: a tuple of the keys in traversal order; or null
     mutable std::atomic<std::uint64_t>
         group;            // layouts of one group have equal keys in the same order; 0: none known
-    std::size_t bytes;    // about what it takes, keys included; 0: not computed
-    std::uint64_t shape;  // size and `sorted` in one number, `shape_of`
+    std::size_t bytes;    // approximate memory use, keys included; 0: not computed
+    std::uint64_t shape;  // size and `sorted` in one number, see `shape_of`
     std::uint32_t* position;
     std::uint32_t* order;
     PyObject** keys;        // borrowed from `inserted`
@@ -52,13 +53,13 @@ inline std::uint64_t shape_of(std::size_t size, bool sorted) noexcept {
 inline KeyLayout* as_layout(Slot slot) noexcept { return static_cast<KeyLayout*>(slot); }
 inline PyObject* as_object(Slot slot) noexcept { return static_cast<PyObject*>(slot); }
 
-// Layouts of recently seen mappings, found by the identity of the keys. Pays for 2x to 20x of
-// flatten on mapping trees (benchmarks/optree, nested dicts). A second table finds a layout of equal
-// keys that are other objects: 2x to 4x of flatten on trees visited once (first visit, equal keys).
-// Holds atomic keys only, so it never keeps a user's object alive, and at most kMaxBytes of them and
-// what is made of them. A layout is kept when it is met for the second time, so keys that never
-// come back cost little.
-// Without the interpreter lock each thread has its own (State::layouts).
+// Layouts of recently seen mappings, found by the identity of the keys. Makes flatten 2x to 20x
+// faster on trees of mappings (benchmarks/optree, nested dicts). A second table finds a layout
+// whose keys are equal but other objects, which makes flatten 2x to 4x faster on trees that are
+// visited once (first visit, equal keys). The cache holds only atomic keys, so it never keeps a
+// user's object alive. It holds at most kMaxBytes of keys and the objects made from them. A layout
+// is kept when it is seen for the second time, so keys that occur once cost little. Without the
+// interpreter lock each thread has its own cache (State::layouts).
 class LayoutCache {
   public:
     LayoutCache() = default;
@@ -69,19 +70,20 @@ class LayoutCache {
     static constexpr std::size_t kWays = 4;
     using Set = std::array<KeyLayout*, kWays>;
 
-    // Of layouts of this shape.
+    // The set that holds layouts of this shape.
     Set& set(PyObject* first_key, std::uint64_t shape) noexcept {
         const auto bits = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(first_key));
         return sets_[((bits >> 4) + (shape << 44)) * kOdd >> (64 - kSetBits)];
     }
-    // Layouts whose first key has this hash.
+    // The set that holds layouts whose first key has this hash.
     Set& twin_set(Py_hash_t first_hash, std::size_t size, bool sorted) noexcept {
         return twins_[mix(static_cast<std::uint64_t>(first_hash), size, sorted) >> (64 - kSetBits)];
     }
-    // The layout, borrowed, of exactly these key objects in insertion order; null if there is none.
+    // The layout with exactly these key objects in insertion order, borrowed; null if it is not
+    // cached.
     KeyLayout* find(PyObject* const* keys, std::size_t size) noexcept;
-    // How often keys like those of `layout`, the first of them at the address of this object, were met
-    // before; counts up to three.
+    // How often keys like those of `layout`, with the first one at this address, were seen before.
+    // Counts up to three.
     unsigned meet(const KeyLayout* layout, PyObject* first) noexcept;
     void keep(KeyLayout* layout) noexcept;
     // Adds a layout if its keys are atomic and were seen before.
@@ -90,7 +92,7 @@ class LayoutCache {
     std::size_t bytes() const noexcept { return bytes_; }
 
     Ref empty;                // the layout of mappings without keys
-    std::uint64_t epoch = 0;  // as in State, when it was cleared last
+    std::uint64_t epoch = 0;  // the epoch of State at which it was last cleared
 
   private:
     static constexpr std::size_t kSetBits = 10;
@@ -101,9 +103,9 @@ class LayoutCache {
     static std::uint64_t mix(std::uint64_t bits, std::size_t size, bool sorted) noexcept {
         return (bits + size * 0x2545f4914f6cdd1dULL + (sorted ? 1 : 0)) * kOdd;
     }
-    // How often this was called with the same bits recently, up to three times. With one place for each,
-    // two kinds of dicts in one tree evicted each other all the time, in processes where their keys had
-    // such addresses: neither was ever kept.
+    // How often this was called recently with the same bits. Counts up to three. With one entry for
+    // each index, two kinds of dicts in one tree kept evicting each other when the addresses of
+    // their keys collided, and neither was ever kept.
     using Meetings = std::array<std::array<std::uint32_t, kWays>, std::size_t{1} << kSeenBits>;
     static unsigned meet(Meetings& table, std::uint64_t bits) noexcept {
         auto& set = table[bits >> (64 - kSeenBits)];
@@ -130,33 +132,34 @@ struct LayoutTypes {
     PyTypeObject* loose;  // takes part in garbage collection
 };
 
-// Makes a layout of `size` keys given in insertion order; order[child] is the index of the child's key,
-// null if the traversal order is the same. Takes a reference to each key. The caller owns keys that
-// are not atomic: Python code may run before the references are taken.
+// Makes a layout of `size` keys given in insertion order. order[child] is the index of the child's
+// key; null if the traversal order is the same. Takes a reference to each key. The caller must own
+// keys that are not atomic: Python code may run before the references are taken.
 Ref make_layout_in_order(LayoutTypes types, PyObject* const* inserted, std::size_t size,
                          const std::uint32_t* order, bool sorted);
 
-// Makes a layout of `size` keys given in insertion order. Sorts them (which may run Python code)
+// Makes a layout of `size` keys given in insertion order. Sorts them, which may run Python code,
 // unless `sorted` is false.
 Ref make_layout(LayoutTypes types, PyObject* const* inserted, std::size_t size, bool sorted);
 
-// A layout whose two orders are both given: `keys` and `inserted` hold `size` equal keys. KeyError if
+// A layout with both orders given: `keys` and `inserted` hold `size` equal keys. Raises KeyError if
 // they do not.
 Ref make_layout_with_order(LayoutTypes types, PyObject* const* keys, PyObject* const* inserted,
                            std::size_t size);
 
-// The same where `keys` are strictly increasing and `inserted` are the very objects, so that nothing
-// need be hashed or compared with another; null if they are not.
+// The same if `keys` are strictly increasing and `inserted` holds the same objects, so no key has
+// to be hashed or compared with another. Null otherwise.
 Ref make_layout_of_sorted(LayoutTypes types, PyObject* const* keys, PyObject* const* inserted,
                           std::size_t size);
 
-// A dict from keys to their positions, and where a key stands by it; `size` if it does not. Run Python
-// code.
+// A dict from keys to their positions, and the position of one key in it, or `size` if the key is
+// missing. These run Python code.
 Ref positions_of(PyObject* const* keys, std::size_t size);
 std::size_t position_in(PyObject* positions, PyObject* key, std::size_t size);
 
-// Pushes the values of a mapping of as many keys as `layout` in traversal order if its keys are the
-// very objects of the layout in the same insertion order; else pushes nothing and returns false.
+// Pushes the values of a mapping in traversal order if its keys are exactly the objects of the
+// layout in the same insertion order. The mapping must have as many keys as the layout. Otherwise
+// pushes nothing and returns false.
 bool push_known_values(const KeyLayout* layout, PyObject* mapping, ObjectStack& values);
 
 // Makes (and caches) the layout of `mapping` in the order of the dict and pushes the values.
@@ -167,11 +170,11 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
 // null on error.
 PyObject* new_dict_of(State& state, KeyLayout* layout, PyObject** children);
 
-// The same of an OrderedDict.
+// The same for an OrderedDict.
 PyObject* new_ordered_dict_of(State& state, KeyLayout* layout, PyObject** children);
 
-// Puts the children under the keys in insertion order. Takes over the children; drops `mapping` and
-// returns null on error.
+// Stores the children under the keys in insertion order. Takes over the children. Drops `mapping`
+// and returns null on error.
 template <int (*SetItem)(PyObject*, PyObject*, PyObject*)>
 PyObject* fill_mapping(PyObject* mapping, const KeyLayout* layout, PyObject** children) {
     if (OPTREE_UNLIKELY(mapping == nullptr)) {
@@ -190,22 +193,22 @@ PyObject* fill_mapping(PyObject* mapping, const KeyLayout* layout, PyObject** ch
     return mapping;
 }
 
-// The keys as a new list, in traversal order.
+// The keys as a new list in traversal order.
 Ref layout_keys(const KeyLayout* layout);
 
-// The keys as a tuple, in traversal order; kept for the next time where they are atomic.
+// The keys as a tuple in traversal order. It is kept for the next call if the keys are atomic.
 Ref layout_entries(KeyLayout* layout);
 
 // Whether an object is a key layout.
 bool is_layout(PyObject* object) noexcept;
 
-// A new dict of the keys in insertion order, all with the value None.
+// A new dict with the keys in insertion order and None for each value.
 Ref dict_of_keys(KeyLayout* layout);
 
 // Whether two layouts have equal keys in the same traversal order. May run Python code.
 bool same_keys(const KeyLayout* a, const KeyLayout* b);
 
-// Creates one of the (heap) types of layouts.
+// Creates one of the two heap types of layouts.
 Ref make_layout_type(bool loose);
 
 }  // namespace optree

@@ -6,7 +6,8 @@
 namespace optree {
 namespace {
 
-// With the tuple of entries and the prototype (at most two thirds full) that may be made of it.
+// Includes the tuple of entries and the prototype (at most two thirds full), which may be made
+// later.
 std::size_t bytes_of(KeyLayout* layout) noexcept {
     if (layout->bytes == 0) {
         std::size_t bytes = sizeof(KeyLayout) + sizeof(PyTupleObject) + sizeof(PyDictObject) + 128;

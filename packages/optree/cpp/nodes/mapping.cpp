@@ -26,7 +26,7 @@ Ref as_set(PyObject* keys) {
     return set;
 }
 
-// Whether the class of `object` is that of a mapping kind.
+// Whether the class of `object` belongs to a mapping kind.
 bool is_mapping_object(const State& state, PyObject* object) noexcept {
     for (const KindFacts& kind : kinds::facts) {
         if (kind.keys >= 0 && type_object(Py_TYPE(object)) == state.classes[kind.value].get()) {
@@ -36,7 +36,8 @@ bool is_mapping_object(const State& state, PyObject* object) noexcept {
     return false;
 }
 
-// "dict, collections.OrderedDict, or collections.defaultdict": what is always at hand comes first.
+// "dict, collections.OrderedDict, or collections.defaultdict": the classes that every Python has
+// come first.
 Ref mapping_names(const State& state) {
     ObjectStack names;
     for (const bool builtin : {true, false}) {
@@ -102,7 +103,7 @@ void match_mapping(Context& context, const KeyLayout* layout, const char* label,
     }
     const std::size_t base = children.size();
     if (PyDict_GET_SIZE(object) == static_cast<Py_ssize_t>(layout->size)) {
-        // The same keys inserted in the same order are recognised in one scan.
+        // Equal keys inserted in the same order are matched in one scan.
         if (push_known_values(layout, object, children)) return;
         std::uint32_t i = 0;
         for (; i < layout->size; ++i) {

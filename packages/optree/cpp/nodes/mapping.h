@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by the mapping kinds, which match each other.
+// Code shared by the mapping kinds, which match each other.
 #pragma once
 
 #include "nodes/layout.h"
@@ -8,14 +8,15 @@
 
 namespace optree {
 
-// The key layout of a mapping, whose values are visited in traversal order. A mapping kind has two ways
-// to it: `gather_known` finds the layout of keys met before and runs no Python code, `scan_unknown`
-// makes one.
+// Finds the key layout of a mapping and visits its values in traversal order. A mapping kind has
+// two ways to find the layout: `gather_known` looks up keys seen before and runs no Python code,
+// `scan_unknown` makes a new layout.
 template <class Self, class Visitor>
 OPTREE_INLINE Ref visit_values(Context& context, PyObject* object, Visitor& visitor) {
     {
         const CriticalSection reading(object);  // while values are borrowed
-        // Walks over whole trees have checked this; only another thread may have emptied it since.
+        // A walk over a whole tree has checked this. Only another thread can have emptied the
+        // mapping since.
         constexpr bool asked = Visitor::kAsksEmpty && are_alike_if_empty(kKindOf<Self>);
         if ((!asked || compat::kFreeThreaded) && Self::is_empty(context.state, object)) {
             return Ref::borrow(context.state.layouts().empty.get());
@@ -31,12 +32,13 @@ OPTREE_INLINE Ref visit_values(Context& context, PyObject* object, Visitor& visi
     return Self::scan_unknown(context, object, visitor.stack());
 }
 
-// Pushes the values of `object` by the keys of `layout`, or raises what does not match.
-// `label` names the kind of the spec's node in the message.
+// Pushes the values of `object` by the keys of `layout`. Raises an error that shows the differences
+// if they do not match. `label` is the name of the spec's node in the message.
 void match_mapping(Context& context, const KeyLayout* layout, const char* label, PyObject* object,
                    ObjectStack& children);
 
-// "dictionary key mismatch; expected key(s): ..." for two lists of keys; `suffix` ends the message.
+// Raises "dictionary key mismatch; expected key(s): ..." for two lists of keys. `suffix` ends the
+// message.
 [[noreturn]] OPTREE_COLD void raise_key_mismatch(PyObject* expected, PyObject* got,
                                                  PyObject* suffix);
 

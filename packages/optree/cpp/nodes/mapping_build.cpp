@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From layouts to mappings, lists and tuples.
+// Builds mappings, lists and tuples from layouts.
 #include "cpython/dict_table.h"
 #include "cpython/odict_list.h"
 #include "cpython/trials.h"
@@ -10,11 +10,12 @@
 namespace optree {
 namespace {
 
-// Keeps what was made of a layout (taking over the reference) for the next time. Borrowed.
+// Keeps an object that was made from a layout for the next call. Takes over the reference; the
+// result is borrowed.
 PyObject* keep(std::atomic<PyObject*>& place, PyObject* made) noexcept {
     PyObject* known = nullptr;
     if (OPTREE_LIKELY(place.compare_exchange_strong(known, made))) return made;
-    Py_DECREF(made);  // a collection's finalizer, or another thread, was faster
+    Py_DECREF(made);  // a finalizer or another thread was first
     return known;
 }
 
@@ -27,18 +28,18 @@ OPTREE_NOINLINE PyObject* make_prototype(KeyLayout* layout) noexcept {
             return nullptr;
         }
     }
-    // Keys that are tuples make the collector track it. It is in no cycle, and has to stay hidden.
+    // Tuple keys make the collector track the dict. It is in no cycle and must stay hidden.
     PyObject_GC_UnTrack(prototype);
     return keep(layout->prototype, prototype);
 }
 
-// A dict of the keys, all None, made once a layout.
+// A dict of the keys with None for each value, made once for each layout.
 OPTREE_INLINE PyObject* prototype_of(KeyLayout* layout) noexcept {
     PyObject* known = layout->prototype.load(std::memory_order_acquire);
     return OPTREE_LIKELY(known != nullptr) ? known : make_prototype(layout);
 }
 
-// A mapping made item by item.
+// A mapping built item by item.
 template <int (*SetItem)(PyObject*, PyObject*, PyObject*)>
 OPTREE_NOINLINE PyObject* filled(State& state, PyObject* (*make)(Py_ssize_t), KeyLayout* layout,
                                  PyObject** children) {
@@ -69,7 +70,7 @@ PyObject* new_ordered_dict_of(State& state, KeyLayout* layout, PyObject** childr
     if (OPTREE_UNLIKELY(layout->size == 0)) return PyODict_New();
     const bool copies = odict_list_is_writable() && layout->atomic;
     PyObject* prototype = copies ? prototype_of(layout) : nullptr;
-    // A duplicate key: the OrderedDict was changed through dict methods.
+    // A duplicate key: the OrderedDict was changed through methods of dict.
     const bool repeats = prototype != nullptr && PyDict_GET_SIZE(prototype) != layout->size;
     if (OPTREE_UNLIKELY(!copies || repeats)) {
         return filled<PyODict_SetItem>(state, new_ordered_dict, layout, children);
@@ -105,7 +106,7 @@ Ref layout_entries(KeyLayout* layout) {
     PyObject* entries = layout->entries.load(std::memory_order_acquire);
     if (OPTREE_UNLIKELY(entries == nullptr)) {
         Ref made = tuple_of(layout->keys, layout->size);
-        if (!layout->atomic) return made;  // a layout never changes for the collector
+        if (!layout->atomic) return made;  // the collector assumes that a layout never changes
         entries = keep(layout->entries, made.release());
     }
     return Ref::borrow(entries);

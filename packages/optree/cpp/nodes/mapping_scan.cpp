@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From mappings to layouts.
+// Makes layouts from mappings.
 #include <algorithm>
 
 #include "nodes/gather.h"
@@ -9,7 +9,7 @@
 namespace optree {
 namespace {
 
-// Keys that Python's sort compares, and the values under them in the same order.
+// Pushes the values in the order of the keys, which Python's sort compares.
 Ref scan_by_python(LayoutCache& cache, LayoutTypes types, ObjectStack& keys, ObjectStack& unordered,
                    ObjectStack& values) {
     Ref owner = make_layout(types, keys.data(), keys.size(), true);
@@ -23,9 +23,9 @@ Ref scan_by_python(LayoutCache& cache, LayoutTypes types, ObjectStack& keys, Obj
     return owner;
 }
 
-// A kept layout of equal keys that are other objects, borrowed, with the values (borrowed) at `out`;
-// null if there is none. Keys, which are read here, and values, which are read next, are
-// prefetched in batches: half the time of a first visit with equal keys (benchmarks/optree).
+// A cached layout whose keys are equal but other objects, borrowed; null if there is none. Writes
+// the values (borrowed) to `out`. Keys, which are read here, and values, which are read next, are
+// prefetched in batches. This halves the time of a first visit with equal keys (benchmarks/optree).
 KeyLayout* gather_by_twin(LayoutCache& cache, const DictEntries& entries, PyObject* mapping,
                           PyObject* first, bool sorted, PyObject** out) {
     constexpr std::uint32_t kBatch = 32;
@@ -74,9 +74,10 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
         values.reserve(size);
         PyObject** out = values.data() + values.size();
         KeyLayout* twin = gather_by_twin(cache, entries, mapping, first, sorted, out);
-        // Trees that are visited repeatedly should find their own keys; others share the twin's. Keys
-        // that died may have left their address to equal ones, so that twice says nothing: making
-        // layouts for them cost a quarter of a first visit with equal keys (benchmarks/optree).
+        // Trees that are visited repeatedly should find their own keys; others share the twin's.
+        // Equal keys may reuse the addresses of keys that died, so a second hit proves nothing.
+        // Making layouts after two hits took a quarter of a first visit with equal keys
+        // (benchmarks/optree).
         Ref owner;
         if (twin != nullptr && cache.meet(twin, first) < 3) {
             owner = Ref::borrow(reinterpret_cast<PyObject*>(twin));

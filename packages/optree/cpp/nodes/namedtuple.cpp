@@ -6,8 +6,8 @@ namespace optree {
 PyObject* NamedTuple::rebuild(State& state, const Slot* slots, PyObject** children,
                               std::size_t count) {
     auto* type = static_cast<PyTypeObject*>(slots[0]);
-    // Instances are made directly where the class would do the same (3x to 8x of unflatten on
-    // namedtuple trees, benchmarks/optree).
+    // Creates instances directly if the class would do the same. Makes unflatten 3x to 8x faster on
+    // namedtuple trees (benchmarks/optree).
     bool direct = false;
     try {
         direct = state.tuples.makes_directly(type, count);

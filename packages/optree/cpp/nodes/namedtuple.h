@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Named tuples; the slot is the class.
+// Named tuples. The slot is the class.
 #pragma once
 
 #include "nodes/sequence.h"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The defaults of a kind, which its own file may override, and the protocol for its children.
+// The defaults of a kind, which the file of the kind may override, and the interface for visiting
+// its children.
 #pragma once
 
 #include "nodes/context.h"
@@ -10,48 +11,51 @@
 namespace optree {
 
 struct AnyNode {
-    // The class of path entries (optree.accessors) that lead to a child; a custom class has its own.
+    // The class of the path entries (optree.accessors) that lead to a child. A custom class defines
+    // its own.
     static constexpr const char* kEntryClass = "SequenceEntry";
-    // Whether messages name the class, as the kind does not.
+    // Whether messages name the class because the kind is not specific.
     static constexpr bool kNamedByClass = false;
-    // What messages about the number of children begin with; null: the name.
+    // The first words of messages about the number of children; null: the name.
     static constexpr const char* kArityName = nullptr;
     // Whether children are pushed on `visitor.stack()`.
     static constexpr bool kStacksChildren = true;
-    // Whether `rebuild` runs Python code only inside of `state.running_python` or a collection, but for
-    // what goes when memory ends.
+    // Whether `rebuild` runs Python code only inside `state.running_python` or a collection, apart
+    // from cleanup when memory runs out.
     static constexpr bool kRebuildsQuietly = false;
 
-    // Whether `copy(count, find)` makes a node of leaves that stand in a row, as copied_list does.
+    // Whether `copy(count, find)` creates a node from contiguous leaves, as copied_list does.
     static constexpr bool kCopies = false;
 
-    // The one class of the nodes, if there is one and Python has it; else null.
+    // The single class of the nodes; null if there is none or this Python lacks it.
     static Ref find_class() { return nullptr; }
-    // Whether a subclass of tuple makes nodes of this kind. May run Python code.
+    // Whether a subclass of tuple creates nodes of this kind. May run Python code.
     static bool recognises(State&, PyTypeObject*) { return false; }
-    // Whether there are no children; does not need a frame.
+    // Whether there are no children; such a node needs no frame.
     static bool is_empty(const State&, PyObject*) noexcept { return false; }
     // One step of a path as Python code.
     static Ref step(const Slot*, std::uint32_t, PyObject* entry) { return step_of_entry(entry); }
-    // Raises where the pickle of a node can't be right. The slots have been read.
+    // Raises if the pickle of a node cannot be valid. The slots have been read.
     static void verify(const ReadNode&, const Ref*) {}
 };
 
-// A visitor takes the children of an object in traversal order. Kinds call, as fits them,
+// A visitor takes the children of an object in traversal order. Each kind calls the functions that
+// suit it:
 //
-//   expect(n)       first, where the number is known: makes room, or refuses
-//   borrowed(child) a child that the object keeps alive while it is visited
+//   expect(n)       first, if the number is known: makes room or raises
+//   borrowed(child) a child that the object keeps alive during the visit
 //   at_once(children, n)
-//                   one or more such; takes the first ones that it can take without running Python
-//                   code, and returns how many
-//   owned(ref)      a child whose reference is given away
+//                   one or more of these; takes the first ones that it can take without running
+//                   Python code and returns how many it took
+//   owned(ref)      a child whose reference is handed over
 //   room(n), put(children, n)
-//                   where to write one or more, borrowed, and that they are all there; the object is
-//                   not asked for them again
-//   stack()         where to push new references to children that are visited when `visit` is done
+//                   the address for one or more borrowed children, and the call after they are
+//                   written; the object is not asked for them again
+//   stack()         the stack for new references to children that are visited after `visit` returns
 //
-// `Section` keeps other threads from changing a list while it is visited, and `kAsksEmpty` says that
-// containers are known to have children where those without are alike. This visitor collects.
+// `Section` keeps other threads from changing a list during the visit. `kAsksEmpty` says that a
+// container is known to have children if its kind has interchangeable empty containers. This
+// visitor collects the children.
 class Collect {
   public:
     using Section = CriticalSection;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A node between a spec and its pickle.
+// A node in the form between a spec and its pickle.
 #pragma once
 
 #include "support/errors.h"
@@ -9,32 +9,32 @@ namespace optree {
 
 struct State;
 
-// The parts of the slots of a node that are written; null stands for None.
+// The parts of a node's slots that are written; null stands for None.
 struct WrittenNode {
     Ref data;
     Ref entries;
     Ref type;
     Ref original;     // the keys in insertion order
-    bool for_pickle;  // else for __getstate__()
+    bool for_pickle;  // false: for __getstate__()
 };
 
-// What a node is read from, and what it is read into. The content is untrusted.
+// The source of a node that is read, and the objects read from it so far. The content is untrusted.
 struct ReadNode {
     State& state;
     PyObject* name;  // the namespace
     bool none_is_leaf;
     const char* kind;  // its name in messages
     Py_ssize_t arity;
-    PyObject* data;  // a slot that finds several things in it takes its own, and leaves the others
+    PyObject* data;  // a slot that finds several values here takes its own and leaves the rest
     PyObject* entries;
     PyObject* type;
-    PyObject* original;  // null in pickles of before there was one
-    Ref owner;           // of what was left of `data`
+    PyObject* original;  // null in pickles from versions that did not store it
+    Ref owner;           // keeps the rest of `data` alive
 };
 
 // Raises "Malformed pickled PyTreeSpec: ...".
 [[noreturn]] OPTREE_COLD void malformed(const char* format, ...);
-// An int that fits; `what` begins the message.
+// An int in the valid range; `what` begins the message.
 Py_ssize_t read_integer(PyObject* value, const char* what);
 inline void require_none(PyObject* value, const char* what) {
     if (value != Py_None) malformed("%s", what);
@@ -43,9 +43,10 @@ inline bool is_sequence(PyObject* value) noexcept {
     return PyList_Check(value) || PyTuple_Check(value);
 }
 
-// The layout of the keys in `node.data`; with the insertion order in `node.original`, or the same.
+// The layout of the keys in `node.data`. The insertion order is `node.original`, or else the same.
 Ref read_keys(ReadNode& node, bool with_original);
-// The keys of a layout in insertion order, as a pickle has them; `keys` are those in traversal order.
+// The keys of a layout in insertion order, in the form for pickle. `keys` are those in traversal
+// order.
 Ref written_original(struct KeyLayout* layout, PyObject* keys, bool for_pickle);
 
 }  // namespace optree

@@ -40,12 +40,13 @@ PyType_Spec registration_spec = {
     "optree._C.Registration",
     sizeof(Registration),
     0,
-    // Without tp_clear: it never changes, so that every cycle through it has another object to cut.
+    // No tp_clear: it never changes, so every cycle through it contains another object that can be
+    // cleared.
     static_cast<unsigned int>(Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | compat::kNoInstantiation),
     registration_slots,
 };
 
-// The hash of an exact str, which is kept in the str.
+// The hash of an exact str, which caches it.
 Py_hash_t hash_of(PyObject* name) {
     const Py_hash_t hash = PyObject_Hash(name);
     if (hash == -1) throw PythonError{};
@@ -107,7 +108,7 @@ Namespace& Registry::get(PyObject* name) {
     if (Namespace* found = find(name)) return *found;
     const Py_hash_t hash = hash_of(name);
     auto made = std::make_unique<Namespace>();
-    // Callers mostly pass a literal: found by identity.
+    // Most callers pass a literal, which is found by identity.
     PyObject* interned = compat::new_ref(name);
     PyUnicode_InternInPlace(&interned);
     made->name = Ref::steal(interned);
@@ -153,7 +154,7 @@ void Registry::forget_last_name() noexcept {
 }
 
 void Registry::clear() noexcept {
-    // Namespaces stay (others hold pointers to them); what they own goes.
+    // Namespaces stay alive, since others hold pointers to them. Their content is freed.
     const auto empty = [this](Namespace& space) {
         std::unique_ptr<Namespace::Types> dropped;
         {

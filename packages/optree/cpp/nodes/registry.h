@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which custom classes are nodes, in which namespace, and where dicts keep their insertion order.
+// Which custom classes are nodes in which namespace, and where dicts keep their insertion order.
 #pragma once
 
 #include <memory>
@@ -13,8 +13,9 @@ namespace optree {
 
 struct Attributes;
 
-// What a custom class was registered with. A Python object, so that specs keep it alive after the class
-// is unregistered and the garbage collector sees cycles through it. Never changes.
+// The arguments with which a custom class was registered. It is a Python object so that specs can
+// keep it alive after the class is unregistered, and so that the garbage collector sees cycles
+// through it. Never changes.
 struct Registration {
     PyObject_HEAD
     PyObject* type;  // owned, like the members below
@@ -37,9 +38,9 @@ struct Namespace {
     using Types = PointerMap<PyTypeObject, Registration>;
 
     Ref name;                // an exact str, null for the global namespace
-    Published<Types> types;  // owns a reference to each registration
+    Published<Types> types;  // owns one reference to each registration
     std::atomic<bool> insertion_ordered = false;
-    Namespace* next = nullptr;  // the previously made one
+    Namespace* next = nullptr;  // the namespace created before this one
 
     std::size_t size() const noexcept {
         const ReaderSection section;
@@ -47,10 +48,11 @@ struct Namespace {
     }
 };
 
-// Namespaces by the hash of the name.
+// Namespaces by the hash of their name.
 using NamespaceTable = std::unordered_multimap<Py_hash_t, Namespace*>;
 
-// Read without a lock. What a change drops is dropped without one, since that may run Python code.
+// Read without a lock. Objects that a change removes are dropped after the lock is released, since
+// that may run Python code.
 class Registry {
   public:
     Registry() = default;
@@ -59,13 +61,13 @@ class Registry {
     ~Registry();
 
     Namespace& global() noexcept { return global_; }
-    // The namespace called `name` (exact str), or null if nothing was ever put there. '' is null.
-    // A namespace lives as long as the registry.
+    // The namespace called `name` (an exact str), or null if it was never used. Returns null for
+    // ''. A namespace lives as long as the registry.
     Namespace* find(PyObject* name);
-    // The same, made if missing; '' is the global one.
+    // The same, created if missing; '' is the global namespace.
     Namespace& get(PyObject* name);
 
-    // The registration of `type` in `named` (may be null) or globally, or null.
+    // The registration of `type` in `named` (may be null) or in the global namespace, or null.
     Ref lookup(const Namespace* named, const PyTypeObject* type) const noexcept {
         const ReaderSection section;
         Registration* found = named != nullptr ? named->types.peek().find(type) : nullptr;
@@ -73,28 +75,28 @@ class Registry {
         return Ref::borrow(reinterpret_cast<PyObject*>(found));
     }
 
-    // Adds a registration of `type`; false if there is one already.
+    // Adds a registration of `type`. Returns false if there already is one.
     bool add(Namespace& space, PyTypeObject* type, const Ref& registration);
-    // Removes the registration of `type`; null if there is none.
+    // Removes and returns the registration of `type`; null if there is none.
     Ref remove(Namespace& space, PyTypeObject* type);
 
-    // Another number after every change of what is registered.
+    // A number that changes with every registration and removal.
     std::uint64_t version() const noexcept { return version_.load(std::memory_order_acquire); }
 
-    // Number of classes registered in namespaces other than the global one.
+    // The number of classes registered in namespaces other than the global one.
     std::size_t named_size() const noexcept;
 
     void clear() noexcept;
     int traverse(visitproc visit, void* arg) const;
 
   private:
-    Lock lock_;  // held by who changes any of what follows
+    Lock lock_;  // held while any of the members below is changed
     Namespace global_;
     Published<NamespaceTable> named_;
     std::atomic<Namespace*> newest_{nullptr};
     std::atomic<std::uint64_t> version_{0};
-    // The last name looked up, by identity (owned). Pays for 30 instructions of each call with a
-    // namespace; not used where threads would have to share it.
+    // The last name looked up, found by identity (owned). Saves 30 instructions in each call with a
+    // namespace. Not used if threads would have to share it.
     PyObject* last_name_ = nullptr;
     Namespace* last_ = nullptr;
 

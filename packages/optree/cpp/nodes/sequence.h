@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by the kinds whose children are contiguous.
+// Code shared by the kinds whose children are contiguous.
 #pragma once
 
 #include "cpython/list_items.h"
@@ -13,22 +13,22 @@ inline void drop_children(PyObject** children, std::size_t count) noexcept {
     for (std::size_t i = 0; i < count; ++i) Py_DECREF(children[i]);
 }
 
-// A tuple of more references to `items`.
+// A tuple of new references to `items`.
 inline Ref tuple_of(PyObject* const* items, std::size_t count) {
     Ref tuple = checked(PyTuple_New(static_cast<Py_ssize_t>(count)));
     for (std::size_t i = 0; i < count; ++i) tuple_items(tuple.get())[i] = compat::new_ref(items[i]);
     return tuple;
 }
 
-// A tuple, or list, that takes over the references to `children`; null with the references dropped on
-// error.
+// A tuple or list that takes over the references to `children`. On error returns null and drops the
+// references.
 inline PyObject* steal_into_tuple(PyObject** children, std::size_t count) noexcept {
     PyObject* tuple = new_tuple_of(children, count);
     if (OPTREE_UNLIKELY(tuple == nullptr)) drop_children(children, count);
     return tuple;
 }
 
-// An instance of a tuple subclass, not by a call of it.
+// An instance of a tuple subclass, created without calling the class.
 inline PyObject* steal_into_instance(PyTypeObject* type, PyObject** children,
                                      std::size_t count) noexcept {
     PyObject* made = new_plain_tuple(type, children, count);
@@ -42,7 +42,7 @@ inline PyObject* steal_into_list(PyObject** children, std::size_t count) noexcep
     return list;
 }
 
-// Visits the items of a tuple, or of an instance of a subclass, which keeps them.
+// Visits the items of a tuple or of an instance of a subclass, which keeps them alive.
 template <class Visitor>
 OPTREE_INLINE std::uint32_t visit_tuple_items(PyObject* tuple, Visitor& visitor) {
     const std::uint32_t arity = checked_count(static_cast<std::size_t>(PyTuple_GET_SIZE(tuple)));
@@ -62,7 +62,7 @@ OPTREE_INLINE std::uint32_t visit_tuple_items(PyObject* tuple, Visitor& visitor)
 
 inline Ref index_entry(std::uint32_t index) { return checked(PyLong_FromSize_t(index)); }
 
-// Named tuples and PyStructSequences: the class is the slot, and children are found by name.
+// Named tuples and PyStructSequences: the slot is the class, and each child has a field name.
 template <class Self>
 struct RecordKind : AnyNode {
     static constexpr bool kNamedByClass = true;
@@ -82,7 +82,7 @@ struct RecordKind : AnyNode {
         const bool same = type_object(type) == as_object(slots[0]);
         Ref alive;
         if (!same) {
-            alive = Ref::borrow(type_object(type));  // the question may run Python code
+            alive = Ref::borrow(type_object(type));  // the check may run Python code
             if (!Self::recognises(context.state, type)) raise_expected(Self::kFamily, object);
         }
         if (PyTuple_GET_SIZE(object) != arity) {

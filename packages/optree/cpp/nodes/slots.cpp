@@ -11,7 +11,7 @@ std::uint64_t hash_of_object(PyObject* object) {
     return static_cast<std::uint64_t>(hash);
 }
 
-// Keys that are not atomic may change their hash, so theirs is computed each time.
+// The hash of keys that are not atomic may change, so it is computed each time.
 std::uint64_t hash_of_keys(KeyLayout* layout) {
     if (const std::uint64_t known = layout->hash.load(std::memory_order_relaxed)) return known;
     std::uint64_t hash = layout->size;

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// The objects stored for a node. A slot type implements everything about its slots:
+// The objects stored for a node. A slot type implements every operation on its slots:
 //
-//   equal(a, b)           whether nodes are equal in it; may run Python code
+//   equal(a, b)           whether the slots of two nodes are equal; may run Python code
 //   hash(seed, slot)      the seed mixed with what `equal` compares
-//   may_nest(slot)        whether specs may be below it
+//   may_nest(slot)        whether the objects in it may hold specs
 //   data(slot, data, keys)
-//                         what Python is shown, given what the slots behind it show; `keys(layout)`
-//                         makes a list of keys
-//   write(slot, node)     what a pickle has besides `data`
-//   read(node)            the slot from a pickle; raises where the pickle is malformed
-//   type(slot)            the class of the node, null if it does not say
-//   entry(slot, i)        what leads to child i, null if it does not say
-//   entries(slot)         the same for all children as a tuple, null if it does not say
+//                         the data shown to Python, given that of the slots after this one;
+//                         `keys(layout)` makes a list of keys
+//   write(slot, node)     the parts that a pickle stores besides `data`
+//   read(node)            the slot read from a pickle; raises if the pickle is malformed
+//   type(slot)            the class of the node; null if this slot does not determine it
+//   entry(slot, i)        the entry that leads to child i; null if this slot does not determine it
+//   entries(slot)         the entries of all children as a tuple; null likewise
 //   require_same(a, b, kind)
-//                         raises ValueError where nodes can't be merged
+//                         raises ValueError if the nodes cannot be merged
 //
-// Every slot is an object or null, so that visiting (for the collector), sharing and dropping are the
-// same for all.
+// Every slot is an object or null. Therefore visiting (for the collector), sharing and dropping are
+// the same for all types.
 #pragma once
 
 #include <tuple>
@@ -33,7 +33,7 @@ inline int visit_slot(Slot slot, visitproc visit, void* arg) {
     Py_VISIT(as_object(slot));
     return 0;
 }
-// A reference more on a slot, as Builder::append wants it.
+// A new reference to a slot, as Builder::append expects.
 inline Slot share_slot(Slot slot) noexcept {
     Py_XINCREF(as_object(slot));
     return slot;
@@ -45,9 +45,9 @@ std::uint64_t hash_of_keys(KeyLayout* layout);
 [[noreturn]] OPTREE_COLD void raise_other_class(const char* kind, Slot a, Slot b);
 [[noreturn]] OPTREE_COLD void raise_other_metadata(Slot a, Slot b);
 
-// What most slot types have in common.
+// The defaults that most slot types share.
 struct AnySlot {
-    static constexpr bool kInPrefix = true;  // prefixes must be equal in it
+    static constexpr bool kInPrefix = true;  // prefixes must have equal slots of this type
     static bool equal(Slot, Slot) { return true; }
     static std::uint64_t hash(std::uint64_t seed, Slot) { return seed; }
     static bool may_nest(Slot) noexcept { return true; }
@@ -146,7 +146,7 @@ struct Factory : AnySlot {
     static Ref data(Slot slot, const Ref& keys, Keys&&) {
         return checked(PyTuple_Pack(2, as_object(slot), keys.get()));
     }
-    static Ref read(ReadNode& node);  // leaves the keys
+    static Ref read(ReadNode& node);  // does not read the keys
 };
 
 struct Maxlen : AnySlot {
@@ -165,7 +165,7 @@ struct Maxlen : AnySlot {
     static Ref read(ReadNode& node);
 };
 
-// The slots of a kind, as its row in kinds.def lists them.
+// The slots of a kind, as listed in kinds.def.
 template <class... Types>
 struct SlotList {
     static constexpr std::size_t kCount = sizeof...(Types);
@@ -183,7 +183,7 @@ struct SlotList {
     static bool may_nest(const Slot* slots) noexcept {
         return !all([&]<class T>(std::size_t i) { return !T::may_nest(slots[i]); });
     }
-    // Null where there is nothing to show.
+    // Null if there is nothing to show.
     template <class MakeKeys>
     static Ref data(const Slot* slots, MakeKeys&& make_keys) {
         Ref data;
@@ -200,7 +200,7 @@ struct SlotList {
     static void read(ReadNode& node, Ref* slots) {
         each([&]<class T>(std::size_t i) { slots[i] = T::read(node); });
     }
-    // Null where the kind itself says it.
+    // Null if the kind determines the class.
     static PyObject* type(const Slot* slots) noexcept {
         PyObject* type = nullptr;
         each([&]<class T>(std::size_t i) {
@@ -208,7 +208,7 @@ struct SlotList {
         });
         return type;
     }
-    // Null where the children are counted.
+    // Null if the children are numbered.
     static Ref entry(const Slot* slots, std::uint32_t index) {
         Ref entry;
         each([&]<class T>(std::size_t i) {
@@ -228,7 +228,7 @@ struct SlotList {
     }
 
   private:
-    // f<T>(index) for each slot, as long as it is true.
+    // Calls f<T>(index) for each slot until it returns false.
     template <class F>
     static bool all(F&& f) {
         return [&]<std::size_t... I>(std::index_sequence<I...>) {

@@ -13,7 +13,7 @@ namespace optree {
 namespace {
 
 struct Keyed {
-    std::uint64_t prefix;  // orders most pairs without touching the key
+    std::uint64_t prefix;  // decides the order of most pairs without reading the key
     std::uint32_t index;
 };
 using KeyedKeys = Scratch<Keyed, 64>;
@@ -25,7 +25,8 @@ std::size_t length_of(PyObject* text) noexcept {
     return static_cast<std::size_t>(PyUnicode_GET_LENGTH(text));
 }
 
-// Eight bytes from `skip` on as a big-endian number, zero filled: orders like the bytes do.
+// Eight bytes starting at `skip` as a big-endian number, padded with zeros. It orders like the
+// bytes.
 std::uint64_t byte_prefix(PyObject* text, std::size_t skip) noexcept {
     const unsigned char* bytes = bytes_of(text) + skip;
     const std::size_t length = length_of(text) - skip;
@@ -42,7 +43,7 @@ bool bytes_less(PyObject* a, PyObject* b) noexcept {
     return order != 0 ? order < 0 : length_a < length_b;
 }
 
-// How many bytes all the keys begin with alike.
+// The number of leading bytes that all keys share.
 std::size_t common_prefix(PyObject* const* keys, std::size_t size) noexcept {
     const unsigned char* first = bytes_of(keys[0]);
     std::size_t common = length_of(keys[0]);
@@ -56,7 +57,7 @@ std::size_t common_prefix(PyObject* const* keys, std::size_t size) noexcept {
     return common;
 }
 
-// Fewer are sorted by insertion.
+// Fewer keys than this are sorted by insertion.
 constexpr std::size_t kFew = 24;
 
 template <class Less>
@@ -79,7 +80,7 @@ Plain sort_by(KeyedKeys& keyed, KeyOrder& order, Less&& less) {
     return Plain::permuted;
 }
 
-// Two characters of text of any width, zero filled: orders like code points do.
+// Two characters of text of any width, padded with zeros. The number orders like the code points.
 std::uint64_t text_prefix(PyObject* text) noexcept {
     std::uint64_t prefix = 0;
     for (Py_ssize_t i = 0; i < 2 && i < PyUnicode_GET_LENGTH(text); ++i) {
@@ -88,7 +89,7 @@ std::uint64_t text_prefix(PyObject* text) noexcept {
     return prefix;
 }
 
-// Where no text is wider, bytes order like code points.
+// If all texts have one byte per character, bytes order like code points.
 Plain sort_texts(PyObject* const* keys, std::size_t size, KeyOrder& order) {
     bool bytes = true;
     for (std::size_t i = 0; i < size; ++i) {
@@ -131,7 +132,7 @@ std::size_t bytes_of_large_int(PyObject* key) noexcept {
 
 Ref copy_list(PyObject* list) { return checked(PyList_GetSlice(list, 0, PyList_GET_SIZE(list))); }
 
-// Sorts in place; false if the elements can't be ordered (TypeError, swallowed).
+// Sorts in place. Returns false if the elements cannot be ordered (TypeError, cleared).
 bool try_sort(PyObject* list) {
     if (PyList_Sort(list) == 0) return true;
     if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw PythonError{};
@@ -218,7 +219,7 @@ Ref sorted_list(PyObject* list) {
     Ref plain = copy_list(list);
     if (try_sort(plain.get())) return plain;
     const Py_ssize_t size = PyList_GET_SIZE(list);
-    ObjectStack collected;  // no list with holes is visible while class_name() runs Python code
+    ObjectStack collected;  // class_name() runs Python code, which must not see a list with holes
     for (Py_ssize_t i = 0; i < size; ++i) {
         const Ref key = checked(compat::list_item(list, i));
         const Ref name = class_name(key.get());
@@ -262,7 +263,7 @@ bool strictly_increasing(PyObject* const* keys, std::size_t size) noexcept {
 
 namespace {
 
-// Code can reach the list through gc.get_objects().
+// Other code can reach the list through gc.get_objects().
 [[noreturn]] OPTREE_COLD void raise_changed() {
     raise(PyExc_RuntimeError, "the list of keys changed while it was sorted");
 }
@@ -280,7 +281,7 @@ bool sort_keys(PyObject* const* keys, std::size_t size, KeyOrder& order) {
     const Ref sorted = sorted_list(list.get());
     list = nullptr;
     if (PyList_GET_SIZE(sorted.get()) != static_cast<Py_ssize_t>(size)) raise_changed();
-    // Back from the key objects to their indices; an object that occurs twice keeps its order.
+    // Maps the key objects back to their indices. An object that occurs twice keeps its order.
     std::vector<std::pair<PyObject*, std::uint32_t>> where(size);
     for (std::uint32_t i = 0; i < size; ++i) where[i] = {keys[i], i};
     std::sort(where.begin(), where.end());

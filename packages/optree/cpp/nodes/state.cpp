@@ -34,7 +34,8 @@ int state_traverse(PyObject* self, visitproc visit, void* arg) {
 }
 
 int state_clear(PyObject* self) {
-    // Cut what can form cycles; what specs still need (types, names) goes with the last reference.
+    // Clear the objects that can form cycles. Specs still need the types and names, which go with
+    // the last reference.
     State& state = as_state(self);
     state.registry.clear();
     state.forget_layouts();
@@ -100,8 +101,9 @@ namespace {
 
 const char kLayoutsName[] = "optree._C.layouts";
 
-// What this thread used last. A state's id is never given to another state, and the capsule that
-// owns the cache goes with the thread's Python state, so a match is alive.
+// The state that this thread used last. The id of a state is never reused, and the capsule that
+// owns the cache is destroyed with the Python state of the thread. So the pointer is valid if the
+// id matches.
 thread_local struct {
     std::uint64_t id = 0;
     std::uint64_t epoch = 0;
@@ -159,7 +161,7 @@ Ref State::accessor_class(const char* name) {
     PyObject* module = accessors.load();
     if (module == nullptr) {
         Ref imported = checked(PyImport_ImportModule("optree.accessors"));
-        // Another thread may have set it already.
+        // Another thread may already have set it.
         if (accessors.compare_exchange_strong(module, imported.get())) module = imported.release();
     }
     return checked(PyObject_GetAttrString(module, name));

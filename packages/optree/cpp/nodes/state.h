@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything the library keeps per interpreter. There are no static Python objects.
+// All data that the library keeps for one interpreter. There are no static Python objects.
 #pragma once
 
 #include "cpython/gc_memory.h"
@@ -10,13 +10,14 @@
 
 namespace optree {
 
-// What tree_flatten_one_level() builds its results from: classes and functions of the Python part.
+// The classes and functions of the Python part from which tree_flatten_one_level() builds its
+// results.
 struct OneLevel {
     static constexpr std::size_t kNumIndices = 17;
 
     Ref output_class;  // null until set
     Ref metadata_class;
-    bool lazy_metadata = false;  // bind/one_level.cpp, "original_keys"
+    bool lazy_metadata = false;  // see "original_keys" in bind/one_level.cpp
     Ref str_original_keys;
     Ref str_type;
     Ref str_path_entry_type;
@@ -27,7 +28,7 @@ struct OneLevel {
 struct State;
 LayoutCache& layouts_of_thread(State& state);
 
-// The kind that a class of nodes is of (spec/kinds.def).
+// The kind of a class of nodes (spec/kinds.def).
 template <class Node>
 inline constexpr Kind kKindOf = kLeafKind;
 #define OPTREE_KIND(value, name, python_name, cls, ...) \
@@ -41,10 +42,10 @@ inline PyObject* type_object(PyTypeObject* type) noexcept {
     return reinterpret_cast<PyObject*>(type);
 }
 
-// An attribute of a module, which is imported.
+// An attribute of a module, which is imported if necessary.
 Ref attribute_of_module(const char* module_name, const char* name);
 
-// What is kept. Made and destroyed as one.
+// The members. They are constructed and destroyed together.
 struct StateMembers {
     Registry registry;
 #if defined(Py_GIL_DISABLED)
@@ -58,9 +59,9 @@ struct StateMembers {
     OneLevel one_level;
     BlockPool blocks;
     ObjectPool specs;
-    std::uint64_t id = 0;  // unlike that of any other state of the process
+    std::uint64_t id = 0;  // unique among the states of the process
 
-    // Classes of ours.
+    // Our own classes.
     Ref layout_type;
     Ref loose_layout_type;
     Ref registration_type;
@@ -69,23 +70,24 @@ struct StateMembers {
     Ref internal_error;
     Ref kind_enum;         // the Python enum PyTreeKind
     Ref kinds[kNumKinds];  // its members
-    // The path entry classes of the library's own, and the accessor: a dict to the functions that made
-    // their instances when the Python part was loaded, a tuple (walk/paths.cpp).
+    // The library's own path entry classes and the accessor class. A dict from each class to a
+    // tuple of the functions that made its instances when the Python part was loaded
+    // (walk/paths.cpp).
     Ref stock;
 
-    // The classes whose instances are nodes of a kind; null for kinds without such a class.
+    // The class whose instances are nodes of a kind; null for kinds without such a class.
     Ref classes[kNumKinds];
     struct ExactClass {
         PyObject* cls;
         Kind kind;
     };
-    ExactClass exact[kNumKinds + 1];  // those that Context::classify does not ask for itself
+    ExactClass exact[kNumKinds + 1];  // classes that Context::classify does not check itself
     template <class Node>
     PyObject* class_of() const noexcept {
         return classes[static_cast<int>(kKindOf<Node>)].get();
     }
 
-    // Classes and names of Python's.
+    // Classes and names of Python.
     Ref evict_tuple_class;  // the callback of weak references
     Ref empty_str;
     Ref str_default_factory;
@@ -102,7 +104,7 @@ struct StateHead {
     PyObject_HEAD
 };
 
-// A Python object, passed to every builtin as its `self`; specs and iterators hold a reference.
+// A Python object, passed as `self` to every builtin. Specs and iterators hold a reference to it.
 struct State : StateHead, StateMembers {
     LayoutTypes layout() const noexcept {
         return {reinterpret_cast<PyTypeObject*>(layout_type.get()),
@@ -111,7 +113,7 @@ struct State : StateHead, StateMembers {
     PyTypeObject* spec() const noexcept { return reinterpret_cast<PyTypeObject*>(spec_type.get()); }
     PyObject* error() const noexcept { return internal_error.get(); }
 
-    // The layouts that this thread has met.
+    // The layouts that this thread has seen.
     LayoutCache& layouts() {
 #if defined(Py_GIL_DISABLED)
         return layouts_of_thread(*this);
@@ -119,8 +121,9 @@ struct State : StateHead, StateMembers {
         return own_layouts;
 #endif
     }
-    // Drops them and the memory kept for the next call: keys need not outlive the program's own objects.
-    // The caches of other threads are dropped when those threads use the library next.
+    // Drops them, together with memory kept for the next call, so that keys do not outlive the
+    // objects of the program. The caches of other threads are dropped when those threads next use
+    // the library.
     void forget_layouts() noexcept {
 #if defined(Py_GIL_DISABLED)
         ++layouts_epoch;
@@ -131,7 +134,7 @@ struct State : StateHead, StateMembers {
         specs.clear();
     }
 
-    // Calls what may run Python code in the middle of a rebuild.
+    // Makes a call that may run Python code in the middle of a rebuild.
     template <class Call>
     OPTREE_INLINE auto running_python(Call&& call) {
         collector_pause.end();
@@ -145,11 +148,11 @@ struct State : StateHead, StateMembers {
 
 inline State& as_state(PyObject* object) noexcept { return *reinterpret_cast<State*>(object); }
 
-// The state that a class of ours belongs to; kept as an attribute of the class.
+// The state that one of our classes belongs to, stored as an attribute of the class.
 State& state_of_type(PyTypeObject* type);
 void bind_type_to_state(PyTypeObject* type, State& state);
 
-// A new state. Its classes of walk/ and bind/ are set by bind/.
+// A new state. The code in bind/ sets its classes of walk/ and bind/.
 Ref make_state();
 
 }  // namespace optree

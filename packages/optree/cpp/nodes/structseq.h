@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// C's PyStructSequence, visible fields only; the slot is the class.
+// PyStructSequence, the named tuples of C code. Only visible fields count; the slot is the class.
 #pragma once
 
 #include "nodes/sequence.h"

@@ -17,7 +17,7 @@ std::string utf8(PyObject* text) {
             static_cast<std::size_t>(PyBytes_GET_SIZE(bytes.get()))};
 }
 
-// Whether the repr of a str is its characters between two apostrophes.
+// Whether the repr of a str is the str between two apostrophes.
 static bool is_plain_text(PyObject* object) noexcept {
     if (!PyUnicode_CheckExact(object) || !PyUnicode_IS_COMPACT_ASCII(object)) return false;
     const auto* text = static_cast<const unsigned char*>(PyUnicode_DATA(object));

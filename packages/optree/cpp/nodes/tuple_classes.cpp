@@ -16,7 +16,7 @@
 namespace optree {
 namespace {
 
-// The attribute, or null with no error set if reading it raised.
+// The attribute, or null without an exception if reading it raised.
 Ref attribute(PyObject* object, PyObject* name) {
     Ref value = Ref::steal(PyObject_GetAttr(object, name));
     if (!value) PyErr_Clear();
@@ -38,7 +38,8 @@ bool has_callable(PyTypeObject* type, const char* name) {
     return value && PyCallable_Check(value.get()) != 0;
 }
 
-// A tuple subclass with `_fields`, an exact tuple of exact str, and callable `_make` and `_asdict`.
+// Whether it is a tuple subclass with callable `_make` and `_asdict` whose `_fields` is an exact
+// tuple of exact str.
 bool is_namedtuple_class(PyTypeObject* type) {
     const Ref fields = attribute(reinterpret_cast<PyObject*>(type), "_fields");
     if (!fields || !PyTuple_CheckExact(fields.get())) return false;
@@ -48,7 +49,8 @@ bool is_namedtuple_class(PyTypeObject* type) {
     return has_callable(type, "_make") && has_callable(type, "_asdict");
 }
 
-// A class as C's PyStructSequence makes them: final, directly under tuple, with field counts.
+// Whether the class has the form that PyStructSequence gives it: final, directly derived from
+// tuple, with field counts.
 bool is_structseq_class(PyTypeObject* type) {
     if (PyType_HasFeature(type, Py_TPFLAGS_BASETYPE)) return false;
     if (type->tp_bases == nullptr || !PyTuple_CheckExact(type->tp_bases) ||
@@ -89,7 +91,7 @@ Ref generated_code(std::size_t arity) {
     throw std::logic_error("a lambda without code");
 }
 
-// Whether two functions do the same with the same arguments, given equal globals.
+// Whether two functions behave the same for the same arguments, given equal globals.
 bool same_code(PyObject* code, PyObject* other) {
     for (const char* name : {"co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags",
                              "co_names", "co_freevars", "co_cellvars", "co_consts", "co_code"}) {
@@ -100,8 +102,8 @@ bool same_code(PyObject* code, PyObject* other) {
     return true;
 }
 
-// The attribute `__new__` as the class, or the first base that has one, keeps it: borrowed, as long as
-// the version of the class stays the same. Null if that is not a staticmethod.
+// The `__new__` of the class, or of the first base that defines it, as stored there. Borrowed;
+// valid as long as the version of the class does not change. Null if it is not a staticmethod.
 PyObject* static_method_of(PyTypeObject* type) {
     const Ref name = checked(PyUnicode_InternFromString("__new__"));
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(type->tp_mro); ++i) {
@@ -114,8 +116,8 @@ PyObject* static_method_of(PyTypeObject* type) {
     return nullptr;
 }
 
-// How a namedtuple class makes instances of `count` items: directly if `__new__` is the generated
-// `lambda _cls, x, y: _tuple_new(_cls, (x, y))`, whose `_tuple_new` is tuple.__new__.
+// How a namedtuple class creates instances of `count` items. It creates them directly if `__new__`
+// is the generated `lambda _cls, x, y: _tuple_new(_cls, (x, y))` and `_tuple_new` is tuple.__new__.
 std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
     auto made = std::make_unique<Making>();
     if (!trials.code.held() || !trials.tuple_items.held() || !trials.type_slots.held()) return made;
@@ -123,7 +125,7 @@ std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
     made->count = count;
     if (!calls_only_new(type) || !is_laid_out_as_tuple(type)) return made;
     made->tp_new = type->tp_new;
-    // Looking it up gives the type a version, if it has none.
+    // The look-up assigns a version to the type if it has none.
     const Ref constructor = attribute(reinterpret_cast<PyObject*>(type), "__new__");
     if (made->version == 0) made->version = compat::type_version(type);
     if (!constructor || !PyFunction_Check(constructor.get())) return made;
@@ -140,7 +142,7 @@ std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
     return made;
 }
 
-// Whether the first item of a dict, found without Python code, is this object under this key.
+// Whether the first item of a dict, read without Python code, is this object under this key.
 bool is_first_item(PyObject* dict, PyObject* name, PyObject* expected) noexcept {
     if (!trials.dict_table.held()) return false;
     const CriticalSection reading(dict);
@@ -149,7 +151,7 @@ bool is_first_item(PyObject* dict, PyObject* name, PyObject* expected) noexcept 
                          entries.value(0) == expected);
 }
 
-// Whether the item of a dict under an interned str is this object. May run Python code.
+// Whether the dict holds this object under an interned str. May run Python code.
 bool is_item(PyObject* dict, PyObject* name, PyObject* expected) {
     const Ref item = Ref::steal(compat::dict_item(dict, name));
     if (!item) PyErr_Clear();
@@ -176,7 +178,7 @@ Ref structseq_fields(PyTypeObject* type) {
     };
     const Py_ssize_t visible = count_of("n_sequence_fields");
     ObjectStack fields;
-    // A member stands at the offset of its slot; the unnamed slots have no member.
+    // A member has the offset of its slot. Unnamed slots have no member.
     const PyMemberDef* member = type->tp_members;
     for (Py_ssize_t i = 0; i < visible; ++i) {
         const Py_ssize_t offset = offset_of_tuple_item(i);
@@ -190,7 +192,7 @@ Ref structseq_fields(PyTypeObject* type) {
 }
 
 TupleSort TupleClasses::learn(PyTypeObject* type) {
-    // What follows may run Python code, which may drop the class or ask about it again.
+    // The code below may run Python code, which may drop the class or query it again.
     const Ref alive = Ref::borrow(reinterpret_cast<PyObject*>(type));
     const TupleSort sort = sort_by_attributes(type);
     if (evict_ == nullptr) return sort;
@@ -215,7 +217,7 @@ TupleSort TupleClasses::learn(PyTypeObject* type) {
             throw;
         }
     });
-    (void)made.release();  // the table owns it
+    (void)made.release();  // now owned by the table
     (void)weakref.release();
     return sort;
 }
@@ -234,8 +236,9 @@ OPTREE_INLINE const Making* TupleClasses::making_of(PyTypeObject* type) noexcept
 bool TupleClasses::ask_directly(PyTypeObject* type, std::size_t count) {
     const unsigned int version = compat::type_version(type);
     PyObject* constructor = nullptr;
-    // Under the interpreter lock it is read from the staticmethod that a class of unchanged version keeps;
-    // without, another thread may take that away at any time.
+    // With the interpreter lock the function is read from the staticmethod, which a class keeps as
+    // long as its version does not change. Without the lock another thread may remove it at any
+    // time.
     Ref asked;
     if (compat::kFreeThreaded && calls_only_new(type)) {
         asked = attribute(reinterpret_cast<PyObject*>(type), str_new_.get());
@@ -278,7 +281,7 @@ bool TupleClasses::decide(PyTypeObject* type, std::size_t count) {
     std::unique_ptr<Making> making = examine(type, count);
     const bool direct = making->direct;
     if (making->version == 0) return direct;
-    std::unique_ptr<Making> dropped;  // when the lock is left
+    std::unique_ptr<Making> dropped;  // dropped after the lock is released
     const WriterLock writing(lock_);
     if (TupleClass* known = classes_.peek().of_type.find(type)) {
         dropped = known->making.publish(std::move(making));

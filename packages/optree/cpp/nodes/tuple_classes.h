@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tuple classes are namedtuples or PyStructSequences, remembered a class.
+// Caches for each tuple class whether it is a namedtuple or a PyStructSequence.
 #pragma once
 
 #include <array>
@@ -11,15 +11,15 @@
 
 namespace optree {
 
-// How the instances of a class are made, and the facts behind the decision.
+// How the instances of a class are created, and the facts behind that decision.
 struct Making {
     unsigned int version = 0;  // of the class; 0: not decided
-    std::size_t count = 0;     // of items that it was decided for
-    bool direct = false;       // calling the class may be left out
+    std::size_t count = 0;     // the number of items that it was decided for
+    bool direct = false;       // instances can be created without calling the class
     newfunc tp_new = nullptr;
     PyObject* method = nullptr;  // borrowed from the class: the staticmethod `__new__`
-    Ref code;                    // of the function in it
-    Ref tuple_new;               // what the global name `_tuple_new` of the function stands for
+    Ref code;                    // of the function that it wraps
+    Ref tuple_new;               // the value of the function's global name `_tuple_new`
 };
 
 enum class TupleSort : unsigned char { other, namedtuple, structseq };
@@ -32,8 +32,8 @@ struct TupleClass {
     TupleClass(TupleSort sort_, PyObject* weakref_) : sort(sort_), weakref(weakref_) {}
 };
 
-// What is known about tuple classes, read without a lock. Keeps no class alive: a heap type gets one weak
-// reference, whose callback evicts it, the first time it is asked about.
+// Facts about tuple classes, read without a lock. Keeps no class alive: a heap type gets one weak
+// reference when it is first queried, whose callback evicts the entry.
 class TupleClasses {
   public:
     TupleClasses() = default;
@@ -41,7 +41,7 @@ class TupleClasses {
     TupleClasses& operator=(const TupleClasses&) = delete;
     ~TupleClasses() { clear(); }
 
-    // `pause` is ended before Python code may run.
+    // `pause` ends before Python code may run.
     void init(PyObject* evict, CollectorPause& pause) {
         evict_ = evict;
         pause_ = &pause;
@@ -58,15 +58,16 @@ class TupleClasses {
     }
     bool is_namedtuple(PyTypeObject* type) { return sort_of(type) == TupleSort::namedtuple; }
     bool is_structseq(PyTypeObject* type) { return sort_of(type) == TupleSort::structseq; }
-    // Whether `type(*items)` for `count` items is just a new tuple of them. Decided again whenever the
-    // class changes, which may run Python code; what the decision rests on is checked each time.
+    // Whether `type(*items)` with `count` items only creates a tuple of them. The decision is made
+    // again when the class changes, which may run Python code. The facts behind it are checked in
+    // each call.
     bool makes_directly(PyTypeObject* type, std::size_t count) {
         if (kKeepsAnswer && answered_.type == type && answered_.count == count) return true;
         return ask_directly(type, count);
     }
-    // A stretch of a walk in which no Python code runs, or, inside of one, in which it may. Only in the
-    // former is the class queried last assumed to be unchanged: a tenth of unflatten on namedtuples
-    // (benchmarks/optree).
+    // A part of a walk that runs no Python code or, nested inside one, a part that may. Only in the
+    // former the class queried last is assumed to be unchanged. This saves a tenth of unflatten on
+    // namedtuples (benchmarks/optree).
     class Stretch {
       public:
         OPTREE_INLINE Stretch(TupleClasses& classes, bool quiet) noexcept
@@ -86,10 +87,10 @@ class TupleClasses {
         TupleClasses& classes_;
         bool before_;
     };
-    // Called by the weak reference's callback.
+    // Called by the callback of the weak reference.
     void evict(PyObject* weakref);
     void clear() noexcept;
-    // Forgets everything and remembers nothing from now on: the callback is going away.
+    // Forgets everything and stops caching: the callback is about to be destroyed.
     void close() noexcept {
         evict_ = nullptr;
         clear();
@@ -102,7 +103,8 @@ class TupleClasses {
         PointerMap<PyObject, PyTypeObject> of_weakref;
     };
 
-    // How a class was found to make its instances; null for a class that was never queried.
+    // The recorded way in which a class creates its instances; null for a class that was never
+    // queried.
     const Making* making_of(PyTypeObject* type) noexcept;
     void forget_recent() noexcept { recent_ = {}; }
 
@@ -112,30 +114,30 @@ class TupleClasses {
     OPTREE_NOINLINE TupleSort learn(PyTypeObject* type);
     OPTREE_NOINLINE bool decide(PyTypeObject* type, std::size_t count);
 
-    PyObject* evict_ = nullptr;  // borrowed: the callback, kept by the state
+    PyObject* evict_ = nullptr;  // borrowed: the callback, which the state keeps alive
     CollectorPause* pause_ = nullptr;
     Ref str_new_;
     Ref str_tuple_new_;
-    Lock lock_;  // held by who changes `classes_`
+    Lock lock_;  // held while `classes_` is changed
     Published<Classes> classes_;
-    // The classes queried last, under the interpreter lock: faster than the table of classes, by 2 % of
-    // unflatten on namedtuples (benchmarks/optree).
+    // The classes queried last, used with the interpreter lock. Faster than the table of classes by
+    // 2 % of unflatten on namedtuples (benchmarks/optree).
     struct Recent {
         PyTypeObject* type = nullptr;
         const Making* making = nullptr;
     };
     std::array<Recent, 8> recent_{};
-    // The class, and the number of items, of the last `true`.
+    // The class and the number of items of the last `true`.
     struct Answer {
         PyTypeObject* type = nullptr;
         std::size_t count = 0;
     };
     Answer answered_{};
-    bool is_quiet_ = false;  // nothing is kept otherwise
+    bool is_quiet_ = false;  // nothing is cached otherwise
 };
 
-// Names of the fields of a namedtuple class, or of the visible fields of a PyStructSequence class
-// (unnamed ones by the marker "unnamed field"), as a tuple.
+// The field names of a namedtuple class, or of the visible fields of a PyStructSequence class, as a
+// tuple. Unnamed fields have the marker "unnamed field".
 Ref namedtuple_fields(PyTypeObject* type);
 Ref structseq_fields(PyTypeObject* type);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether two trees have the same shape, payloads aside.
+// Whether two trees have the same shape. Payloads are ignored.
 #pragma once
 
 #include <cstring>
@@ -8,7 +8,8 @@
 
 namespace optree {
 
-// Slots are in node order everywhere, so trees of one shape have bytewise equal node tables.
+// Slots are in node order in every tree, so trees of the same shape have bytewise equal node
+// tables.
 inline bool same_shape(const Tree& a, const Tree& b) noexcept {
     return a.leaves == b.leaves && a.nodes.size() == b.nodes.size() &&
            (a.nodes.empty() ||

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Mixing of 64-bit words into one hash.
+// Mixes 64-bit words into one hash.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace optree {
 
-// The finaliser of MurmurHash3 (Appleby, public domain constants): every input bit reaches every
+// The finaliser of MurmurHash3 (Appleby, public domain constants): every input bit affects every
 // output bit.
 constexpr std::uint64_t mix(std::uint64_t x) noexcept {
     x ^= x >> 33;
@@ -19,9 +19,9 @@ constexpr std::uint64_t mix(std::uint64_t x) noexcept {
     return x;
 }
 
-// Order matters. Where the machine has it, one product of 128 bits whose halves are added without
-// carry: a third of the latency of `mix`, which the chain over all nodes waits for (spec_hash in
-// benchmarks/optree).
+// Depends on the order. Where the machine supports it, this is one 128-bit product whose halves are
+// added without carry. Its latency is a third of that of `mix`, and the chain over all nodes waits
+// for it (spec_hash in benchmarks/optree).
 constexpr std::uint64_t combine(std::uint64_t seed, std::uint64_t value) noexcept {
 #if defined(__SIZEOF_INT128__)
     __extension__ using Wide = unsigned __int128;
@@ -32,7 +32,7 @@ constexpr std::uint64_t combine(std::uint64_t seed, std::uint64_t value) noexcep
 #endif
 }
 
-// Hash of the shape alone: kinds, arities and counts, not the payloads.
+// The hash of the shape alone: kinds, arities and counts without the payloads.
 inline std::uint64_t hash_node(std::uint64_t seed, const Node& node) noexcept {
     seed = combine(seed, (std::uint64_t{static_cast<std::uint32_t>(node.kind)} << 32) | node.arity);
     return combine(seed, (std::uint64_t{node.leaves} << 32) | node.leaf_end);

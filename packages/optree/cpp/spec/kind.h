@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kinds of nodes a tree is made of, and what follows from their rows in kinds.def.
+// The kinds of nodes in a tree, and the facts that follow from their rows in kinds.def.
 #pragma once
 
 #include <cstddef>
@@ -9,17 +9,18 @@
 
 namespace optree {
 
-// As wide as the other members of a node, which therefore need no padding.
+// As wide as the other members of a node, which therefore has no padding.
 enum class Kind : std::uint32_t {
 #define OPTREE_KIND(value, name, ...) name = value,
 #define OPTREE_VALUE(value, name, ...) name = value,
 #include "spec/kinds.def"
 };
 
-// The content of a payload slot: an object, or null. nodes/slots.h has a class of the same name for each.
+// The content of a payload slot: an object or null. Each has a class of the same name in
+// nodes/slots.h.
 enum class SlotType : std::uint8_t {
     Registered,   // the registration of a custom class
-    Metadata,     // what its flatten function gave
+    Metadata,     // the metadata that its flatten function returned
     Entries,      // the names of its children, a tuple; null for none
     Keys,         // the key layout of a mapping that follows the dict mode
     OrderedKeys,  // the key layout of a mapping with its own order
@@ -33,10 +34,10 @@ struct KindFacts {
     std::uint8_t value;
     const char* name;
     const char* python_name;
-    bool is_node;                 // false for values that no node has
-    std::uint8_t slots = 0;       // how many payload slots a node owns in the payload table
-    std::int8_t keys = -1;        // which of them is a key layout
-    std::int8_t registered = -1;  // which of them is a registration
+    bool is_node;                 // false for numbers that no node uses
+    std::uint8_t slots = 0;       // number of payload slots that a node owns in the payload table
+    std::int8_t keys = -1;        // index of the slot with the key layout
+    std::int8_t registered = -1;  // index of the slot with the registration
     bool follows_dict_mode = false;
 
     constexpr KindFacts(int number, const char* its_name, const char* in_python, bool node,
@@ -82,7 +83,7 @@ inline constexpr Kind kLeafKind = Kind::leaf;
 
 constexpr std::size_t slot_count(Kind kind) noexcept { return facts_of(kind).slots; }
 constexpr bool is_mapping(Kind kind) noexcept { return facts_of(kind).keys >= 0; }
-// Whether nodes without children differ only in their place.
+// Whether nodes of a kind without children differ only in their position.
 constexpr bool are_alike_if_empty(Kind kind) noexcept {
     return slot_count(kind) == (is_mapping(kind) ? 1 : 0);
 }

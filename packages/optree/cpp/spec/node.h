@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One internal node of a tree, and the table that holds them. The only file that names abseil.
+// One internal node of a tree, and the table of nodes. The only file that uses abseil.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +13,16 @@
 
 namespace optree {
 
-// Leaves have no node. The internal nodes of a tree are stored in post-order, and each says how many
-// leaves precede it in the whole table, so the position of every leaf is known:
+// Leaves have no node. The internal nodes of a tree are stored in post-order. Each stores the
+// number of leaves before it in the whole table, which gives the position of every leaf:
 //
 //     {'a': *, 'b': (*, *), 'c': *}      post-order tokens:  *  *  *  tuple  *  dict
 //
 //     nodes[0] = {tuple, arity 2, leaves 2, span 1, leaf_end 3}
 //     nodes[1] = {dict,  arity 3, leaves 4, span 2, leaf_end 4}
 //
-// The leaf tokens between nodes[i-1] and nodes[i] number leaf_end[i] - leaf_end[i-1]. A tree that
-// is one leaf has an empty table.
+// There are leaf_end[i] - leaf_end[i-1] leaf tokens between nodes[i-1] and nodes[i]. A tree that is
+// one leaf has an empty table.
 struct Node {
     Kind kind;               // never Kind::leaf
     std::uint32_t payload;   // index of the first payload slot; see slot_count()
@@ -36,8 +36,8 @@ struct Node {
 static_assert(std::is_trivially_copyable_v<Node> && sizeof(Node) == 24 &&
               std::has_unique_object_representations_v<Node>);
 
-// New elements keep what the memory held: each table that grows by `resize` is overwritten at
-// once. Filling one element by element took 5 % of flatten on module trees
+// New elements are left uninitialised: each table that grows by `resize` is overwritten at once.
+// Filling one element after the other took 5 % of flatten on module trees
 // (benchmarks/optree/instructions.py).
 template <class T>
 struct Unfilled : std::allocator<T> {
@@ -56,14 +56,14 @@ struct Unfilled : std::allocator<T> {
     }
 };
 
-// Inline capacities: most trees that are built per call have a handful of internal nodes.
+// Inline capacities: most trees built per call have only a few internal nodes.
 using NodeTable = absl::InlinedVector<Node, 3, Unfilled<Node>>;
 
-// An opaque payload; `spec/` never looks inside. Owned by whoever owns the table.
+// An opaque payload; `spec/` never looks inside. The owner of the table owns it.
 using Slot = void*;
 using SlotTable = absl::InlinedVector<Slot, 3, Unfilled<Slot>>;
 
-// Position stacks of the walks over a table.
+// Stacks of positions for the walks over a table.
 template <class T, std::size_t N = 32>
 using Stack = absl::InlinedVector<T, N>;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The structure of a tree: nodes, payload slots and the number of leaves. Knows nothing of Python.
+// The structure of a tree: nodes, payload slots and the number of leaves. Independent of Python.
 #pragma once
 
 #include <cstddef>
@@ -22,10 +22,10 @@ struct Tree {
     std::size_t num_children() const noexcept { return nodes.empty() ? 0 : root().arity; }
 };
 
-// A tree holds at most this many leaves, and as many internal nodes.
+// The maximum number of leaves in a tree, and of internal nodes.
 inline constexpr std::size_t kMaxLeaves = std::numeric_limits<std::uint32_t>::max() - 1;
 
-// Apart from the check, so that this is inlined.
+// Separate from the check so that the check is inlined.
 [[noreturn]] inline void raise_too_many() {
     throw std::length_error("a tree holds at most 4294967294 leaves and as many nodes");
 }
@@ -47,7 +47,7 @@ void visit_tokens(const Tree& tree, Leaf&& leaf, OnNode&& on_node) {
 }
 
 // A position in the reversed token sequence. Reversed post-order is pre-order from right to left:
-// the root first, then its last child.
+// the root comes first, then its last child.
 //
 //     for (Cursor c = Cursor::end_of(tree); !c.done();) {
 //         if (const Node* node = c.node()) { ...; c.enter(); } else { ...; c.leaf(); }
@@ -69,7 +69,7 @@ struct Cursor {
     }
     void enter() noexcept { --node_end; }
     void leaf() noexcept { --leaf_end; }
-    // Steps over the whole subtree at this position.
+    // Skips the whole subtree at this position.
     void skip() noexcept {
         if (const Node* top = node()) {
             node_end -= top->span;
@@ -84,7 +84,8 @@ struct Cursor {
     }
 };
 
-// One subtree as ranges of a table: internal nodes [first, last), leaf tokens [leaf, leaf + leaves).
+// One subtree as two ranges of a table: internal nodes [first, last) and leaf tokens [leaf, leaf +
+// leaves).
 struct Subtree {
     std::uint32_t first_node, last_node;
     std::uint32_t first_leaf, leaves;
@@ -103,7 +104,7 @@ inline Subtree subtree_at(const Cursor& cursor) noexcept {
     return {after.node_end, cursor.node_end, after.leaf_end, cursor.leaf_end - after.leaf_end};
 }
 
-// The subtrees of the children of `parent` (an internal subtree), from the first to the last.
+// The subtrees of the children of `parent` (an internal subtree), from first to last.
 template <std::size_t N>
 void children_of(const Tree& tree, const Subtree& parent, Stack<Subtree, N>& out) {
     const std::uint32_t arity = parent.root(tree).arity;
@@ -113,11 +114,11 @@ void children_of(const Tree& tree, const Subtree& parent, Stack<Subtree, N>& out
     for (std::uint32_t i = arity; i-- > 0; cursor.skip()) out[i] = subtree_at(cursor);
 }
 
-// Appends tokens in post-order and keeps the counts of every node right.
+// Appends tokens in post-order and maintains the counts of every node.
 //
 //     Builder build(tree); build.leaf(); build.leaf(); build.close(Kind::tuple, 2);  // (*, *)
 //
-// Slots are pushed by the caller, in node order, before `close`.
+// The caller pushes the slots in node order before `close`.
 class Builder {
   public:
     explicit Builder(Tree& tree) : tree_(tree) {}
@@ -138,12 +139,12 @@ class Builder {
         starts_.push_back(start);
     }
 
-    // Appends a copy of `part` of `from`. The caller appends the slots through `copy_slot`, which
-    // is called once per slot and returns the slot to store (a new reference, say).
+    // Appends a copy of `part` of `from`. Calls `copy_slot` once for each slot; it returns the slot
+    // to store (for example a new reference).
     template <class CopySlot>
     void append(const Tree& from, const Subtree& part, CopySlot&& copy_slot) {
         const Start start{tree_.leaves, nodes()};
-        const std::uint32_t leaf_base = tree_.leaves - part.first_leaf;  // wraps, and wraps back
+        const std::uint32_t leaf_base = tree_.leaves - part.first_leaf;  // may wrap and wrap back
         checked_count(std::size_t{tree_.leaves} + part.leaves);
         for (std::uint32_t i = part.first_node; i < part.last_node; ++i) {
             Node node = from.nodes[i];
@@ -158,10 +159,10 @@ class Builder {
         starts_.push_back(start);
     }
 
-    // Number of complete subtrees so far that no node has closed over; 1 when the tree is whole.
+    // The number of complete subtrees that no node encloses yet; 1 for a complete tree.
     std::size_t open() const noexcept { return starts_.size(); }
 
-    // Leaves below the last subtree appended, and internal nodes in it.
+    // The leaves of the last subtree appended, and its internal nodes.
     std::uint32_t last_leaves() const { return tree_.leaves - starts_.back().leaf; }
     std::uint32_t last_span() const { return nodes() - starts_.back().node; }
 

@@ -29,7 +29,7 @@ void add_note(const char* format, ...) {
     const Ref note = Ref::steal(PyUnicode_FromFormatV(format, args));
     va_end(args);
     if (note) Ref::steal(PyObject_CallMethod(value, "add_note", "O", note.get()));
-    PyErr_Clear();  // the exception itself is what matters
+    PyErr_Clear();  // keep the original exception
     PyErr_Restore(type, value, traceback);
 }
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Raising Python exceptions from C++, and turning C++ exceptions into Python ones at the boundary.
+// Raises Python exceptions from C++, and translates C++ exceptions into Python ones at the
+// boundary.
 #pragma once
 
 #include <exception>
 #if defined(__GLIBCXX__)
 #include <cxxabi.h>
-// A thread that is ended while it runs Python code (a daemon thread at exit) unwinds through our
-// frames; that unwinding must be let through.
+// A thread that ends while it runs Python code (a daemon thread at exit) unwinds through our
+// frames. The handlers must let this unwinding pass.
 #define OPTREE_RETHROW_THREAD_EXIT  \
     catch (abi::__forced_unwind&) { \
         throw;                      \
@@ -22,14 +23,15 @@ namespace optree {
 // Sets `type` with a message formatted like PyUnicode_FromFormat and throws PythonError.
 [[noreturn]] OPTREE_COLD void raise(PyObject* type, const char* format, ...);
 
-// Adds a note, formatted like PyUnicode_FromFormat, to the exception that is set (Python 3.11+):
-// the published message itself does not change.
+// Adds a note, formatted like PyUnicode_FromFormat, to the current exception (Python 3.11+). The
+// message itself stays that of the published package.
 OPTREE_COLD void add_note(const char* format, ...);
 
-// Sets the Python exception for the C++ exception in flight; `internal_error` names our own bugs.
+// Sets the Python exception for the C++ exception in flight. `internal_error` is the class for bugs
+// in this library.
 OPTREE_COLD void set_from_current_exception(PyObject* internal_error);
 
-// Runs `body`, which returns a new reference, and turns what it throws into a Python exception.
+// Runs `body`, which returns a new reference, and translates its C++ exceptions into Python ones.
 template <class Body>
 OPTREE_INLINE PyObject* guarded(PyObject* internal_error, Body&& body) {
     try {

@@ -9,8 +9,8 @@
 
 namespace optree {
 
-// Slots may be null (already handed on). Dropping the stack drops what it still owns, which may run
-// Python code.
+// Slots may be null (already handed over). Destroying the stack drops the references that it still
+// owns, which may run Python code.
 class ObjectStack {
   public:
     ObjectStack() noexcept = default;
@@ -23,7 +23,7 @@ class ObjectStack {
     PyObject*& operator[](std::size_t index) noexcept { return items_[index]; }
 
     void reserve(std::size_t extra) { items_.reserve(extra); }
-    // Where to write that many references that `adopt` then owns.
+    // The address for new references, which `adopt` then takes over.
     OPTREE_INLINE PyObject** room(std::size_t count) {
         items_.reserve(count);
         return items_.end();
@@ -40,7 +40,7 @@ class ObjectStack {
         Py_INCREF(object);
         push_owned(object);
     }
-    // Room must have been reserved.
+    // The caller must have reserved room.
     OPTREE_INLINE void push_unchecked(PyObject* object) noexcept {
         Py_INCREF(object);
         items_.push_unchecked(object);
@@ -48,8 +48,9 @@ class ObjectStack {
     OPTREE_INLINE void push_owned_unchecked(PyObject* object) noexcept {
         items_.push_unchecked(object);
     }
-    // Pushes them as long as `wanted(object)`; returns how many. The size is written once: written for
-    // each, it is what a processor waits for (a fifth of flatten on namedtuples, benchmarks/optree).
+    // Pushes objects until `wanted(object)` is false and returns their number. The size is written
+    // once: writing it for each object makes the processor wait (a fifth of flatten on namedtuples,
+    // benchmarks/optree).
     template <class Wanted>
     OPTREE_INLINE std::size_t push_while(PyObject* const* objects, std::size_t count,
                                          Wanted&& wanted) {
@@ -68,7 +69,7 @@ class ObjectStack {
     OPTREE_INLINE void push_all(PyObject* const* objects, std::size_t count) {
         push_while(objects, count, [](PyObject*) { return true; });
     }
-    // Makes room for `count` null slots and returns the index of the first.
+    // Appends `count` null slots and returns the index of the first.
     std::size_t extend(std::size_t count) {
         reserve(count);
         const std::size_t base = size();
@@ -76,10 +77,11 @@ class ObjectStack {
         items_.set_size(base + count);
         return base;
     }
-    // Owns the `count` references that were written behind the end; room must have been reserved.
+    // Takes over `count` references that were written after the end. The caller must have reserved
+    // room.
     void adopt(std::size_t count) noexcept { items_.set_size(size() + count); }
     PyObject* pop() noexcept { return items_.pop(); }
-    // Forgets the slots from `size` on; the references were handed on.
+    // Removes the slots from `size` on, whose references were handed over.
     void forget_from(std::size_t size) noexcept { items_.set_size(size); }
     // Drops the references from `size` on.
     void drop_from(std::size_t size) noexcept {
@@ -87,7 +89,7 @@ class ObjectStack {
     }
     void clear() noexcept { drop_from(0); }
 
-    // Hands all references to a new list.
+    // Hands all references over to a new list.
     Ref into_list() {
         const auto count = static_cast<Py_ssize_t>(size());
         if (list_takes_items() && count != 0) {
@@ -102,7 +104,7 @@ class ObjectStack {
         return list;
     }
 
-    // Hands all references to a new tuple.
+    // Hands all references over to a new tuple.
     Ref into_tuple() {
         Ref tuple = checked(new_tuple_of(data(), size()));
         forget_from(0);
@@ -122,7 +124,7 @@ inline void collect(PyObject* iterable, ObjectStack& items) {
     if (PyErr_Occurred()) throw PythonError{};
 }
 
-// As PySequence_Tuple, whose tuple Python code could see before it is filled.
+// Like PySequence_Tuple, but Python code cannot see a partly filled tuple.
 inline Ref collected_tuple(PyObject* iterable) {
     if (PyTuple_CheckExact(iterable)) return Ref::borrow(iterable);
     ObjectStack items;

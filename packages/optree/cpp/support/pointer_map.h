@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A small open-addressing map from pointers to pointers. Misses, the common case, cost one probe.
+// A small open-addressing map from pointers to pointers. A miss, the common case, takes one probe.
 #pragma once
 
 #include <cstddef>
@@ -35,7 +35,7 @@ class PointerMap {
             if (entries_[gap].key == nullptr) return;
             gap = (gap + 1) & mask();
         }
-        // Entries that were displaced past the gap move up.
+        // Moves up the entries that were displaced past the gap.
         for (std::size_t i = (gap + 1) & mask(); entries_[i].key != nullptr; i = (i + 1) & mask()) {
             const std::size_t home = hash(entries_[i].key) & mask();
             if (((i - home) & mask()) < ((i - gap) & mask())) continue;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ownership of Python objects. `PyObject*` is always borrowed; `Ref` owns one reference.
+// Ownership of Python objects. A `PyObject*` is always borrowed; a `Ref` owns one reference.
 #pragma once
 
 #include <utility>
@@ -11,7 +11,7 @@
 
 namespace optree {
 
-// Thrown when a Python exception is set. Caught at the boundary, which then returns NULL.
+// Thrown when a Python exception is set. The boundary catches it and returns NULL.
 struct PythonError {};
 
 class Ref {
@@ -30,7 +30,7 @@ class Ref {
 
     // Takes over a reference; null stays null.
     static Ref steal(PyObject* object) noexcept { return Ref(object); }
-    // Adds a reference.
+    // Takes a new reference.
     static Ref borrow(PyObject* object) noexcept {
         Py_XINCREF(object);
         return Ref(object);
@@ -38,7 +38,7 @@ class Ref {
 
     PyObject* get() const noexcept { return object_; }
     explicit operator bool() const noexcept { return object_ != nullptr; }
-    // Hands the reference to a stealing call.
+    // Hands the reference over to a call that steals it.
     [[nodiscard]] PyObject* release() noexcept { return std::exchange(object_, nullptr); }
 
   private:
@@ -46,13 +46,14 @@ class Ref {
     PyObject* object_ = nullptr;
 };
 
-// Owns the new reference that a C API call returned, or throws what it raised.
+// Owns the new reference that a C API call returned. Throws if the call raised.
 inline Ref checked(PyObject* result) {
     if (OPTREE_UNLIKELY(result == nullptr)) throw PythonError{};
     return Ref::steal(result);
 }
 
-// A class that only we make instances of, also where Python has no flag to say so.
+// Marks a class as one that only this library creates instances of, also where Python has no flag
+// for it.
 inline Ref internal_class(Ref cls) noexcept {
     compat::forbid_instances(reinterpret_cast<PyTypeObject*>(cls.get()));
     return cls;
@@ -67,7 +68,7 @@ inline bool check_truth(int truth) {
     return truth != 0;
 }
 
-// Truth of `a == b` by identity first, then by rich comparison. May run Python code.
+// Whether `a == b`: by identity first, then by rich comparison. May run Python code.
 inline bool equal(PyObject* a, PyObject* b) {
     if (a == b) return true;
     check_stack();

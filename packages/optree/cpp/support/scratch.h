@@ -12,9 +12,9 @@
 
 namespace optree {
 
-// Memory that one call keeps for the next, a block for each use, so that a walk over a tree larger
-// than the inline buffers neither allocates nor moves what it collects. Pays for a tenth of flatten
-// on module trees (benchmarks/optree). Holds at most kUses * kMaxBytes.
+// Memory that one call keeps for the next, with one block for each use. A walk over a tree that
+// exceeds the inline buffers then neither allocates nor moves the values it collects. Makes flatten
+// a tenth faster on module trees (benchmarks/optree). Holds at most kUses * kMaxBytes.
 class BlockPool {
   public:
     enum Use : unsigned char { leaves, nodes, slots, pending, stack, kUses };
@@ -46,14 +46,15 @@ class BlockPool {
     Block blocks_[kUses];
 };
 
-// A push is a compare, a store and an increment; the vectors of the standard library and of abseil
-// cost two to three times that (instruction counts of flatten, benchmarks/optree/instructions.py).
+// A push is a compare, a store and an increment. The vectors of the standard library and of abseil
+// need two to three times as many instructions (instruction counts of flatten,
+// benchmarks/optree/instructions.py).
 template <class T, std::size_t N>
 class Scratch {
   public:
     static_assert(std::is_trivially_copyable_v<T>);
     Scratch() noexcept = default;
-    // What the inline buffer cannot hold goes to the pool's block for this use.
+    // Values that exceed the inline buffer are stored in the pool's block for this use.
     Scratch(BlockPool& pool, BlockPool::Use use) noexcept : pool_(&pool), use_(use) {}
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
@@ -75,13 +76,13 @@ class Scratch {
         if (OPTREE_UNLIKELY(size_ == capacity_)) grow(size_ + 1);
         data_[size_++] = value;
     }
-    // Room must have been reserved.
+    // The caller must have reserved room.
     OPTREE_INLINE void push_unchecked(const T& value) noexcept { data_[size_++] = value; }
     T pop() noexcept { return data_[--size_]; }
-    // Drops values from `size` on, or adds those that were written behind the end.
+    // Drops values from `size` on, or adds values that were written after the end.
     void set_size(std::size_t size) noexcept { size_ = size; }
 
-    // Moves the values into a block of PyMem_Malloc that fits them; null if there is no memory.
+    // Moves the values into a block from PyMem_Malloc of the right size; null if memory runs out.
     T* detach() noexcept {
         T* block;
         if (data_ != inline_data() && capacity_ * sizeof(T) > BlockPool::kMaxBytes) {

@@ -10,7 +10,8 @@ namespace optree {
 #if defined(Py_GIL_DISABLED)
 namespace {
 
-// Each thread counts itself in and out on its own cache line, as long as there are enough lines.
+// Each thread counts its entries and exits on its own cache line, as long as there are enough
+// lines.
 constexpr unsigned kLines = 128;
 struct alignas(64) Line {
     std::atomic<std::uint32_t> readers{0};
@@ -26,7 +27,7 @@ std::atomic<std::uint32_t>& own_line() noexcept {
 }  // namespace
 
 // Either the reader's increment comes first and the writer sees it, or the writer's exchange comes
-// first and the reader sees the new value: both are sequentially consistent.
+// first and the reader sees the new value. Both operations are sequentially consistent.
 ReaderSection::ReaderSection() noexcept { own_line().fetch_add(1); }
 ReaderSection::~ReaderSection() { own_line().fetch_sub(1, std::memory_order_release); }
 

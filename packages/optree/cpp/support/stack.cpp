@@ -14,9 +14,9 @@
 namespace optree {
 namespace {
 
-// Stacks grow downwards on every platform that is handled here.
+// Stacks grow downwards on every platform supported here.
 struct Bounds {
-    const char* low = nullptr;  // null: not known
+    const char* low = nullptr;  // null: unknown
     const char* high = nullptr;
 };
 
@@ -36,7 +36,7 @@ Bounds ask_for_bounds() noexcept {
     if (pthread_attr_getstack(&attributes, &low, &size) == 0 &&
         pthread_attr_getguardsize(&attributes, &guard) == 0) {
         const char* start = static_cast<const char*>(low);
-        bounds = {start + guard, start + size};  // a guard may lie inside
+        bounds = {start + guard, start + size};  // the size may include a guard page
     }
     pthread_attr_destroy(&attributes);
 #elif defined(__APPLE__)

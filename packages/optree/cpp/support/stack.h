@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C stack of this thread.
+// The C stack of the current thread.
 #pragma once
 
 #include <cstddef>
@@ -18,12 +18,12 @@ OPTREE_INLINE const char* frame_address() noexcept {
 #endif
 }
 
-// How many bytes the stack can still grow by; SIZE_MAX where this is unknown: on platforms without
-// the information, and on a stack that is not the thread's own (fibers).
+// The number of bytes by which the stack can still grow. SIZE_MAX if this is unknown: on platforms
+// without the information, and on a stack that is not the thread's own (fibers).
 std::size_t stack_left() noexcept;
 
-// Raises RecursionError where the stack has no room for Python code: what specs hold may be specs, and
-// so on, deeper than CPython's own limits are for frames of ours.
+// Raises RecursionError if the stack has no room for Python code. Specs may hold specs, which may
+// nest deeper than CPython's own limits allow for our frames.
 void check_stack();
 
 }  // namespace optree

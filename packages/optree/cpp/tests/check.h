@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the tests of spec/ need: checks that name their line, and trees written as text.
+// Support for the tests of spec/: checks that report their line, and trees written as text.
 #pragma once
 
 #include <cstdio>
@@ -37,8 +37,8 @@ std::string show(Number number) {
     return std::to_string(number);
 }
 
-// A tree from text: `*` a leaf, `N` None, `(...)` a tuple, `[...]` a list, `{...}` a dict whose
-// layout slot is `next_slot`, counted upwards from 1.
+// A tree from text: `*` is a leaf, `N` is None, `(...)` a tuple, `[...]` a list and `{...}` a dict,
+// whose layout slot is `next_slot`, counted from 1.
 class Reader {
   public:
     Reader(const char* text, Tree& tree) : text_(text), build_(tree), tree_(tree) {}
@@ -71,7 +71,7 @@ inline Tree tree_of(const char* text) {
     return tree;
 }
 
-// The inverse, by the reversed walk of a cursor.
+// The inverse of Reader, by the reversed walk of a cursor.
 inline std::string text_of(const Tree& tree, const Subtree& part) {
     if (part.is_leaf()) return "*";
     const Node& root = part.root(tree);
@@ -85,7 +85,7 @@ inline std::string text_of(const Tree& tree, const Subtree& part) {
 
 inline std::string text_of(const Tree& tree) { return text_of(tree, whole(tree)); }
 
-// Trees of every shape: leaves first, last, between, none; empty containers; chains.
+// Trees of every shape: leaves first, last, between or missing; empty containers; chains.
 inline const char* const kTrees[] = {
     "*",           "N",           "()",        "[]",         "{}",           "(*)",
     "(**)",        "(*(*))",      "((*)*)",    "(*(**)*)",   "[[[[*]]]]",    "([*]{**}N)",

@@ -33,7 +33,7 @@ void a_tree_reads_back_as_it_was_written() {
     for (const char* text : kTrees) CHECK_EQUAL(text_of(tree_of(text)), std::string(text));
 }
 
-// The reversed token sequence is the text read backwards without the opening brackets.
+// The reversed token sequence is the text read backwards, without the opening brackets.
 void a_cursor_visits_every_token_once_from_the_right() {
     for (const char* text : kTrees) {
         const Tree tree = tree_of(text);
@@ -71,7 +71,7 @@ void skipping_the_root_ends_the_walk() {
     }
 }
 
-// Copies every child of every tree behind another tree, so that all offsets must be moved.
+// Copies every child of every tree after another tree, so that all offsets change.
 void a_copied_subtree_reads_like_the_original() {
     for (const char* text : kTrees) {
         const Tree tree = tree_of(text);

@@ -7,8 +7,8 @@
 namespace optree {
 namespace {
 
-// Specs whose hash is being computed on this thread: a key may hold the spec again. Their nested
-// hash is 0, so that mutually referring specs get equal hashes.
+// Specs whose hash this thread is computing: a key may hold the spec again. Their nested hash is 0,
+// so specs that refer to each other get equal hashes.
 thread_local Stack<const SpecObject*, 4> hashing;
 
 }  // namespace
@@ -17,7 +17,7 @@ bool spec_equal(const SpecObject& a, const SpecObject& b) {
     if (&a == &b) return true;
     if (a.none_is_leaf != b.none_is_leaf || !same_shape(a.tree, b.tree)) return false;
     if (!namespaces_agree(a.name, b.name)) return false;
-    // Comparing may run Python code, which can't change a tree: specs are immutable.
+    // Comparing may run Python code, which cannot change a tree: specs are immutable.
     for (const Node& node : a.tree.nodes) {
         const Slot* slots_a = slots_of(a.tree, node);
         const Slot* slots_b = slots_of(b.tree, node);
@@ -71,7 +71,7 @@ bool spec_is_prefix(const SpecObject& a, const SpecObject& b, bool strict) {
     if (a.none_is_leaf != b.none_is_leaf || !namespaces_agree(a.name, b.name)) return false;
     if (a.tree.num_nodes() > b.tree.num_nodes()) return false;
     if (&a == &b) return !strict;
-    bool faces_node = false;  // some leaf of `a` faces an internal node of `b`
+    bool faces_node = false;  // some leaf of `a` corresponds to an internal node of `b`
     struct Pair {
         Subtree a, b;
     };

@@ -25,9 +25,9 @@ class Broadcaster {
     Broadcaster(const SpecObject& a, const SpecObject& b, Tree& out)
         : state_(state_of(a)), a_(a.tree), b_(b.tree), out_(out), build_(out) {}
 
-    // Visits the pairs of subtrees from the right, so that the rightmost mismatch is the one reported,
-    // then builds what it found from the left: the reverse of pre-order from the right is post-order.
-    // With an explicit stack: structures may be deeper than the C stack allows.
+    // Visits the pairs of subtrees from right to left, so the rightmost mismatch is reported. Then
+    // builds the result from left to right: the reverse of pre-order from the right is post-order.
+    // Uses an explicit stack, since structures may be deeper than the C stack allows.
     void merge() {
         agenda_.push_back({whole(a_), whole(b_), 0});
         while (!agenda_.empty()) {
@@ -50,7 +50,7 @@ class Broadcaster {
         Subtree a, b;
         int depth;
     };
-    // Copy a subtree, or close a node of `a` over what was built.
+    // Copies a subtree, or closes a node of `a` over the subtrees built so far.
     struct Step {
         const Tree* from;
         Subtree part;
@@ -78,7 +78,8 @@ class Broadcaster {
         }
     }
 
-    // Raises where the nodes can't be merged; true if the children of `b` stand in `order`.
+    // Raises if the nodes cannot be merged. Returns true if the children of `b` are in the order
+    // `order`.
     bool require_compatible(const Node& a, const Node& b, Stack<std::uint32_t>& order) {
         const Slot* slots_a = slots_of(a_, a);
         const Slot* slots_b = slots_of(b_, b);

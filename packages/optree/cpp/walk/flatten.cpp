@@ -10,7 +10,7 @@
 
 namespace optree {
 
-// The next levels are taken to need as much of the stack as those before them.
+// Assumes that the next levels need as much stack as the levels so far.
 void Flattening::go_deeper(int depth) {
     if (depth >= compat::kMaxDepth) {
         raise(PyExc_RecursionError, "Maximum recursion depth exceeded during flattening the tree.");
@@ -27,9 +27,9 @@ void Flattening::go_deeper(int depth) {
     max_depth_ = std::min(depth + kDepthStep, compat::kMaxDepth);
 }
 
-// The slots of the node must have been pushed. Written in place, field by field: a node that was put
-// together on the stack was copied by loads wider than the stores before them, which a processor waits
-// for (a tenth of flatten on module trees, benchmarks/optree).
+// The slots of the node must already be pushed. The node is written in place, one field after the
+// other. A node assembled on the stack was copied by loads wider than the stores before them, which
+// stall the processor (a tenth of flatten on module trees, benchmarks/optree).
 OPTREE_INLINE void Flattening::close(Kind kind, std::uint32_t arity, Start start,
                                      std::size_t slots) {
     nodes_.reserve(1);
@@ -56,7 +56,7 @@ OPTREE_INLINE void Flattening::visit(PyObject* object, int depth) {
 
 template <bool kPredicate, bool kKeep>
 OPTREE_INLINE void Flattening::visit_owned_children(std::size_t base, int depth) {
-    // The references in pending_ from `base` on are handed on to the leaves or dropped one by one.
+    // The references in pending_ from `base` on are moved to the leaves or dropped one by one.
     const std::size_t end = pending_.size();
     for (std::size_t i = base; i < end; ++i) {
         PyObject* child = pending_[i];
@@ -79,13 +79,12 @@ OPTREE_INLINE void Flattening::visit_owned_children(std::size_t base, int depth)
     pending_.forget_from(base);
 }
 
-// What the kinds show their children to: a level of the tree, whose nodes are visited at once where the
-// object keeps them.
+// The visitor for one level of the tree. It visits nodes at once if the object keeps them alive.
 template <bool kPredicate, bool kKeep>
 class Flattening::Level {
   public:
     static constexpr bool kAsksEmpty = true;
-    // Others may change the object while it is visited.
+    // Empty: other threads may change the object during the visit.
     struct Section {
         explicit Section(PyObject*) noexcept {}
     };
@@ -99,7 +98,7 @@ class Flattening::Level {
         if (kPredicate || !flat_.context_.is_leaf_for_sure(children[0])) return 0;
         return flat_.add_leaves_alike<kKeep>(children, count);
     }
-    // Finding the kind may run Python code too (a metaclass): own the reference.
+    // Finding the kind may run Python code too (a metaclass), so the reference is owned.
     OPTREE_INLINE void owned(Ref child) {
         if constexpr (kPredicate) return borrowed(child.get());
         Registration* found = nullptr;
@@ -111,7 +110,8 @@ class Flattening::Level {
             flat_.descend<kPredicate, kKeep>(kind, found, child.get(), depth_ + 1);
         }
     }
-    // Behind the leaves: the first values often are leaves, and are then in place already.
+    // The room after the leaves: the first values are often leaves, which are then already in
+    // place.
     OPTREE_INLINE PyObject** room(std::size_t count) { return flat_.leaves.room(count); }
     OPTREE_INLINE void put(PyObject* const* children, std::size_t count) {
         std::size_t leaves = 0;
@@ -145,7 +145,7 @@ OPTREE_NOINLINE void Flattening::descend_as(Registration* registration, PyObject
     const std::uint32_t arity = Node::visit(context_, object, level, slot);
     if constexpr (Node::kStacksChildren) {
         if (pending_.size() != base) {
-            if constexpr (!is_mapping(kind)) check_depth(depth, arity);  // not expected
+            if constexpr (!is_mapping(kind)) check_depth(depth, arity);  // `expect` was not called
             visit_owned_children<kPredicate, kKeep>(base, depth + 1);
         }
     }
@@ -156,7 +156,7 @@ OPTREE_NOINLINE void Flattening::descend_as(Registration* registration, PyObject
     close(kind, arity, begin, slots);
 }
 
-// Empty containers need no frame: an eighth of the nodes of ResNet50's module tree.
+// Empty containers need no frame. They are an eighth of the nodes in the module tree of ResNet50.
 OPTREE_NOINLINE void Flattening::add_empty(Kind kind) {
     if (is_mapping(kind)) slots_.push(compat::new_ref(context_.state.layouts().empty.get()));
     close(kind, 0, start(), is_mapping(kind) ? 1 : 0);
@@ -190,14 +190,14 @@ Ref Flattening::take_spec() {
     Ref self =
         new_spec(context_.state, context_.none_is_leaf, context_.spec_namespace(found_custom_));
     Tree& tree = as_spec(self.get()).tree;
-    // All the memory first: a spec owns all of its slots or none.
+    // All memory is allocated first, so that a spec owns all of its slots or none.
     tree.slots.reserve(slots_.size());
     tree.nodes.resize(nodes_.size());
     tree.slots.resize(slots_.size());
     std::memcpy(static_cast<void*>(tree.nodes.data()), nodes_.data(), nodes_.size() * sizeof(Node));
     std::memcpy(static_cast<void*>(tree.slots.data()), slots_.data(), slots_.size() * sizeof(Slot));
     tree.leaves = static_cast<std::uint32_t>(count_);
-    slots_.set_size(0);  // the spec owns them now
+    slots_.set_size(0);  // now owned by the spec
     return self;
 }
 

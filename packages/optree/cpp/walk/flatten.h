@@ -6,7 +6,8 @@
 
 namespace optree {
 
-// The structure of a tree as borrowed ranges, so that a scratch and a spec read alike.
+// The structure of a tree as borrowed ranges, so that scratch tables and specs can be read in the
+// same way.
 struct TreeView {
     const Node* nodes;
     std::size_t num_nodes;
@@ -18,8 +19,8 @@ inline TreeView view_of(const Tree& tree) noexcept {
     return {tree.nodes.data(), tree.nodes.size(), tree.slots.data(), tree.leaves};
 }
 
-// Collects leaves and structure in buffers that start on the C stack; nothing is allocated per node
-// or leaf for small trees. What is collected is owned until it is taken out.
+// Collects leaves and structure in buffers that start on the C stack. For small trees nothing is
+// allocated per node or leaf. The object owns its content until it is taken out.
 class Flattening {
   public:
     explicit Flattening(Context& context)
@@ -34,7 +35,7 @@ class Flattening {
         for (Slot slot : slots_) Py_XDECREF(as_object(slot));
     }
 
-    // `keep_leaves` false: the leaves are counted, not kept.
+    // With `keep_leaves` false, the leaves are counted but not kept.
     void run(PyObject* tree, bool keep_leaves = true);
 
     ObjectStack leaves;
@@ -49,7 +50,7 @@ class Flattening {
     class Level;
     template <bool kPredicate, bool kKeep>
     void visit(PyObject* object, int depth);
-    // One C frame a level of the tree, each as small as its kind of node allows.
+    // Uses one C frame for each level of the tree, as small as its kind of node allows.
     template <bool kPredicate, bool kKeep>
     void descend(Kind kind, Registration* registration, PyObject* object, int depth);
     void add_empty(Kind kind);
@@ -62,7 +63,7 @@ class Flattening {
         if constexpr (kKeep) leaves.push(object);
         ++count_;
     }
-    // Adds objects as long as they are of the class of the last leaf; returns how many.
+    // Adds objects until one is not of the class of the last leaf. Returns the number added.
     template <bool kKeep>
     OPTREE_INLINE std::size_t add_leaves_alike(PyObject* const* objects, std::size_t count) {
         const auto is_leaf = [last = context_.last_leaf()](PyObject* object) {
@@ -77,7 +78,7 @@ class Flattening {
         count_ += added;
         return added;
     }
-    // The same for objects that are written behind the leaves.
+    // The same for objects that are already written after the leaves.
     template <bool kKeep>
     OPTREE_INLINE std::size_t add_leaves_in_place(PyObject* const* objects, std::size_t count) {
         const PyTypeObject* last = context_.last_leaf();
@@ -89,7 +90,7 @@ class Flattening {
         count_ += added;
         return added;
     }
-    // Where a node began.
+    // The position at which a node began.
     struct Start {
         std::size_t leaf, node;
     };
@@ -101,17 +102,17 @@ class Flattening {
     void close(Kind kind, std::uint32_t arity, Start start, std::size_t slots);
 
     Context& context_;
-    std::size_t count_ = 0;  // leaves so far
+    std::size_t count_ = 0;  // number of leaves so far
     static constexpr int kDepthStep = 50;
-    int max_depth_ = kDepthStep;  // as far as the stack was looked at
+    int max_depth_ = kDepthStep;  // depth for which the stack was checked
     const char* root_frame_ = nullptr;
     bool found_custom_ = false;
     Scratch<Node, 48> nodes_;
     Scratch<Slot, 48> slots_;
-    ObjectStack pending_;  // children of mappings and custom nodes on the way to the root
+    ObjectStack pending_;  // children of mappings and custom nodes on the path from the root
 };
 
-// Leaves and structure of a tree as (list, spec), or one of them.
+// The leaves and structure of a tree as (list, spec), or one of them.
 Ref flatten_to_pair(Context& context, PyObject* tree);
 Ref flatten_to_leaves(Context& context, PyObject* tree);
 Ref flatten_to_spec(Context& context, PyObject* tree);

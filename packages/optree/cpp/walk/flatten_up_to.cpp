@@ -4,7 +4,7 @@
 namespace optree {
 namespace {
 
-// Where the node with this index stands: $['layers'][2].weight.
+// The place of the node with this index, such as $['layers'][2].weight.
 Ref place_of(const TreeView& tree, std::size_t wanted) {
     Ref place = checked(PyUnicode_FromString("$"));
     std::size_t at = tree.num_nodes - 1;
@@ -25,7 +25,7 @@ Ref place_of(const TreeView& tree, std::size_t wanted) {
     return place;
 }
 
-// Adds the place of a mismatch to the ValueError that is set, as a note: the text of the message is
+// Adds the place of a mismatch as a note to the ValueError that is set. The message itself stays
 // that of the published package.
 OPTREE_COLD void note_place(const TreeView& tree, std::size_t node) {
     if (!compat::kHasNotes || !PyErr_ExceptionMatches(PyExc_ValueError)) return;
@@ -37,7 +37,7 @@ OPTREE_COLD void note_place(const TreeView& tree, std::size_t node) {
     try {
         place = place_of(tree, node);
     } catch (const PythonError&) {
-        PyErr_Clear();  // the mismatch itself is what matters
+        PyErr_Clear();  // keep the original exception
     }
     PyErr_Restore(type, value, traceback);
     if (place) add_note("The trees differ at %U.", place.get());
@@ -47,7 +47,7 @@ OPTREE_COLD void note_place(const TreeView& tree, std::size_t node) {
 
 void flatten_up_to(Context& context, const TreeView& tree, PyObject* object, ObjectStack& out) {
     const std::size_t base = out.extend(tree.leaves);
-    std::size_t next = base + tree.leaves;  // leaves are found from the last to the first
+    std::size_t next = base + tree.leaves;  // leaves are found from last to first
     if (tree.num_nodes == 0) {
         out[base] = compat::new_ref(object);
         return;

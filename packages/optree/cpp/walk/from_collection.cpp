@@ -66,7 +66,8 @@ Ref spec_from_collection(Context& context, PyObject* collection) {
         if (is_empty_str(child.name)) require_same_registrations(child, name.get(), what);
     }
     if (is_custom(kind) && !is_empty_str(name.get())) {
-        // The root was resolved in the argument's namespace; it must mean the same in the result's.
+        // The root was resolved in the namespace of the argument. It must mean the same in that of
+        // the result.
         require_same_registration(state, as_registration(payload.slot[0].get()), name.get(), what);
     }
     TreeOwner owner;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A structure from one level of a container whose children are structures.
+// Makes a structure from one level of a container whose children are structures.
 #pragma once
 
 #include "walk/spec_object.h"

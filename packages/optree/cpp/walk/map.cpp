@@ -11,7 +11,7 @@
 namespace optree {
 namespace {
 
-// Leaf by leaf, func(leaf of the first tree, its counterparts in the others).
+// Calls func(leaf of the first tree, corresponding objects of the others) for each leaf.
 class Calls {
   public:
     Calls(PyObject* func, ObjectStack& columns, std::uint32_t leaves, std::size_t trees)
@@ -30,8 +30,8 @@ class Calls {
         args[0] = columns_[leaf];
         for (std::size_t t = 1; t < trees_; ++t) args[t] = columns_[t * leaves_ + leaf];
         const std::size_t flags = trees_ | PY_VECTORCALL_ARGUMENTS_OFFSET;
-        // The vectorcall slot is looked up once; PyObject_Vectorcall checks what a C function
-        // returns (NULL without an error set, and the like), so do that here.
+        // The vectorcall slot is looked up once. PyObject_Vectorcall checks the result of a C
+        // function (NULL without an exception, for example), so this code must do the same.
         PyObject* result = calling_python([&] {
             return OPTREE_LIKELY(call_ != nullptr)
                        ? call_(func_, args, flags, nullptr)
@@ -41,7 +41,7 @@ class Calls {
         return result;
     }
 
-    // Puts the results in place of the leaves of the first tree.
+    // Replaces the leaves of the first tree by the results.
     void run() {
         for (std::uint32_t leaf = 0; leaf != leaves_; ++leaf) {
             PyObject* result = call(leaf);
@@ -68,7 +68,7 @@ class Calls {
     Stack<PyObject*> args_heap_;
 };
 
-// The first objects of a stack, which are given away in order.
+// Yields the first objects of a stack in order and hands them over.
 class RowSource {
   public:
     static constexpr bool kOwnsRow = true;
@@ -78,7 +78,7 @@ class RowSource {
     RowSource& operator=(const RowSource&) = delete;
 
     PyObject** row() noexcept { return next_; }
-    // The owner forgets them.
+    // The owner must forget them.
     void given(std::uint32_t count) noexcept {
         std::memset(static_cast<void*>(next_), 0, count * sizeof(PyObject*));
         next_ += count;

@@ -12,7 +12,7 @@ void check_depth(std::size_t levels) {
     }
 }
 
-// The functions that make an instance of a class, each with its code, as a tuple.
+// The functions that create an instance of a class, each with its code, as a tuple.
 Ref making_functions(PyObject* cls) {
     ObjectStack functions;
     for (const char* name : {"__new__", "__init__", "__post_init__"}) {
@@ -29,7 +29,7 @@ Ref making_functions(PyObject* cls) {
     return functions.into_tuple();
 }
 
-// Whether the class is one of the library's own and still makes instances the way it did.
+// Whether the class is one of the library's own and still creates instances in the original way.
 bool is_stock(const State& state, PyObject* cls) {
     const Ref stock = Ref::borrow(state.stock.get());
     const Ref known = stock ? Ref::steal(compat::dict_item(stock.get(), cls)) : Ref();
@@ -44,9 +44,9 @@ bool is_stock(const State& state, PyObject* cls) {
     return calls_plainly(Py_TYPE(cls));
 }
 
-// A path entry class of the library's own. Its instances are made without running the dataclass
-// constructor, whose checks hold by construction (10x of accessors, benchmarks/optree), as long as
-// none of the functions that it consists of is replaced.
+// One of the library's own path entry classes. Its instances are created without running the
+// dataclass constructor, whose checks always pass here (makes accessors 10x faster,
+// benchmarks/optree). This is done only while none of its functions is replaced.
 class StockEntryClass {
   public:
     void load(State& state, const char* name) {
@@ -75,7 +75,7 @@ class StockEntryClass {
     static PyObject*& field(const Ref& object, Py_ssize_t offset) noexcept {
         return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object.get()) + offset);
     }
-    // Where the slot `name` lies in an instance.
+    // Finds the offset of the slot `name` in an instance.
     bool offset_of(const char* name, Py_ssize_t& offset) const {
         const Ref slot = checked(PyObject_GetAttrString(cls_.get(), name));
         offset = offset_of_slot(slot.get());
@@ -89,7 +89,7 @@ class StockEntryClass {
     Py_ssize_t kind_ = 0;
 };
 
-// Makes the path entry objects that accessors consist of, and the accessors.
+// Creates the path entry objects of accessors, and the accessors.
 class EntryMaker {
   public:
     explicit EntryMaker(State& state)
@@ -110,7 +110,7 @@ class EntryMaker {
             stock.load(state_, entry_class(kind));
             return stock.make(key, type, kind_object);
         }
-        plain_tuple_ = false;  // a user's class may return anything: let the accessor check it
+        plain_tuple_ = false;  // a user's class may return anything: the accessor must check it
         PyObject* args[] = {nullptr, key, type, kind_object};
         return checked(PyObject_Vectorcall(registration->path_entry_type, args + 1,
                                            3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
@@ -136,15 +136,15 @@ class EntryMaker {
     StockEntryClass stock_[kNumKinds];
 };
 
-// Visits the leaves from the last to the first, which takes one look at each node and no table of
-// children. edge(kind, slots, entry) gives the object for the step to the child of this entry;
-// leaf(position, edges) is called with those that lead to a leaf, and takes the last one off.
+// Visits the leaves from last to first, which reads each node once and needs no table of children.
+// edge(kind, slots, entry) returns the object for the step to the child with this entry.
+// leaf(position, edges) is called with the edges that lead to a leaf and removes the last one.
 template <class Edge, class Leaf>
 void walk_edges(const Tree& tree, Edge&& edge, Leaf&& leaf) {
     // A node that is being visited.
     struct Level {
         Kind kind;
-        std::uint32_t children;  // those left
+        std::uint32_t children;  // number of children left
         const Slot* slots;
         PyObject* const* keys;  // of a mapping
     };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the leaves are: paths (tuples of entries), accessors, and the entries of the root.
+// The positions of the leaves: paths (tuples of entries), accessors, and the entries of the root.
 #pragma once
 
 #include "walk/spec_object.h"
@@ -11,8 +11,8 @@ Ref spec_accessors(const SpecObject& spec);  // list of PyTreeAccessor
 Ref spec_entries(const SpecObject& spec);    // list
 Ref spec_entry(const SpecObject& spec, Py_ssize_t index);
 
-// Records how the classes of entries and accessors make instances, so that instances can be made
-// without calling the classes as long as that does not change. A tuple of classes.
+// Records how the classes of entries and accessors (a tuple of classes) create instances. While
+// that does not change, instances are created without calling the classes.
 void set_stock_classes(State& state, PyObject* classes);
 
 }  // namespace optree

@@ -6,13 +6,14 @@
 namespace optree {
 namespace {
 
-// From the last character to the first, as the table is read, and each node's text but once: joining the
-// texts of children at every level takes time in the square of the depth.
+// Writes from the last character to the first, in the order in which the table is read, and writes
+// the text of each node once. Joining the texts of the children at every level takes time quadratic
+// in the depth.
 std::string body(const Tree& tree) {
     if (tree.nodes.empty()) return "*";
-    constexpr char hole = '\xff';  // a byte that UTF-8 does not have
+    constexpr char hole = '\xff';  // a byte that does not occur in UTF-8
     std::string reversed;
-    Texts open;  // the rest of the nodes on the way to the root, a hole for each child
+    Texts open;  // rest of the nodes on the path from the root, a hole for each child
     Cursor cursor = Cursor::end_of(tree);
     const auto enter = [&](const Node& node) {
         open.push_back(
@@ -40,7 +41,7 @@ std::string body(const Tree& tree) {
     return {reversed.rbegin(), reversed.rend()};
 }
 
-// Marks a spec as being printed on this thread: a key may hold the spec again.
+// Marks a spec as being printed by this thread: a key may hold the spec again.
 class ReprGuard {
   public:
     explicit ReprGuard(PyObject* object) : object_(object) {
@@ -52,7 +53,7 @@ class ReprGuard {
     ReprGuard& operator=(const ReprGuard&) = delete;
     ~ReprGuard() {
         if (nested_) return;
-        // Py_ReprLeave keeps the error that is set.
+        // Py_ReprLeave preserves the exception that is set.
         Py_ReprLeave(object_);
     }
     bool nested() const noexcept { return nested_; }

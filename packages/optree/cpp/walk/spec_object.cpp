@@ -52,7 +52,7 @@ Ref spec_of_node(const SpecObject& spec, const Node& node) {
     return new_spec(state_of(spec), spec.none_is_leaf, spec.name, owner);
 }
 
-// The published package's tests look for the file it names.
+// The tests of the published package look for this file name, which is one of its own.
 void raise_uninitialised(const SpecObject& spec) {
     raise(state_of(spec).error(),
           "the PyTreeSpec was made by PyTreeSpec.__new__() and never given a state "
@@ -124,7 +124,8 @@ int spec_clear(PyObject* self) {
 
 namespace {
 
-// Whether the objects that the spec owns may own specs. Answers for small trees only.
+// Whether the objects that the spec owns may hold specs. Gives a definite answer only for small
+// trees.
 bool may_nest(const Tree& tree) noexcept {
     if (tree.nodes.size() > 1) return true;
     if (tree.nodes.empty()) return false;
@@ -142,7 +143,7 @@ void destroy(PyObject* self) {
     PyObject* state = spec.state;
     const bool exact = state != nullptr && type == as_state(state).spec();
     if (!exact || !as_state(state).specs.give(self)) type->tp_free(self);
-    Py_XDECREF(state);  // the last one frees the pool
+    Py_XDECREF(state);  // the last reference frees the pool
     Py_DECREF(type);
 }
 
@@ -151,7 +152,7 @@ void destroy(PyObject* self) {
 void spec_dealloc(PyObject* self) {
     PyObject_GC_UnTrack(self);
     if (!may_nest(as_spec(self).tree)) return destroy(self);
-    // Metadata and keys may hold specs, deeper than the C stack is.
+    // Metadata and keys may hold specs, nested deeper than the C stack allows.
     Py_TRASHCAN_BEGIN(self, spec_dealloc);
     destroy(self);
     Py_TRASHCAN_END;

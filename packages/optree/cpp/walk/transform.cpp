@@ -8,7 +8,7 @@
 namespace optree {
 namespace {
 
-// Calls the functions of a transform and checks what they return.
+// Calls the functions of a transform and checks their results.
 class Transformer {
   public:
     Transformer(const SpecObject& spec, PyObject* f_node, PyObject* f_leaf)

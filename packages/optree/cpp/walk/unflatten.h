@@ -8,7 +8,7 @@
 
 namespace optree {
 
-// Postpones collections while many containers are made; Python code in between suspends that.
+// Postpones collections while many containers are created. Python code in between suspends this.
 class Pause {
   public:
     Pause(CollectorPause& pause, std::size_t nodes) noexcept
@@ -30,15 +30,15 @@ class Pause {
     bool wanted_;
 };
 
-// As many leaves in a row are not copied by way of the stack if they need not be: an eighth of unflatten on
-// a list of 10,000 (benchmarks/optree).
+// Rows with at least this many leaves bypass the stack if possible. This saves an eighth of
+// unflatten on a list of 10,000 (benchmarks/optree).
 inline constexpr std::uint32_t kLongRow = 64;
 
-// Rebuilds a tree from a source of leaves: `source.take(count, stack)` pushes the next leaves (new
-// references) in order. A source that owns its leaves in a row (kOwnsRow) may give them to a container
-// as they stand: `source.row()`, then `source.given(count)`. One that lends a row (kLendsRow) may make a
-// container of it: `source.copy(kind, count)`, null where it can't. Containers are made in post-order, each as
-// soon as its children are there.
+// Rebuilds a tree from a source of leaves: `source.take(count, stack)` pushes new references to the
+// next leaves in order. A source that owns contiguous leaves (kOwnsRow) may hand them to a
+// container directly: `source.row()`, then `source.given(count)`. A source that lends a row
+// (kLendsRow) may create a container from it: `source.copy(kind, count)`, which returns null if it
+// cannot. Containers are created in post-order, each as soon as its children exist.
 template <class Source>
 Ref unflatten(State& state, const TreeView& tree, Source&& source) {
     ObjectStack stack(state.blocks, BlockPool::stack);
@@ -73,11 +73,11 @@ Ref unflatten(State& state, const TreeView& tree, Source&& source) {
     return Ref::steal(stack.pop());
 }
 
-// Rebuilds a tree from any iterable of exactly as many leaves, which the caller keeps alive, or raises
-// ValueError.
+// Rebuilds a tree from an iterable with exactly the right number of leaves, which the caller keeps
+// alive. Raises ValueError for any other number.
 Ref unflatten_iterable(State& state, const TreeView& tree, PyObject* leaves);
 
-// Leaves pulled one at a time from an iterator; counts them for the error messages.
+// Leaves read one at a time from an iterator, counted for the error messages.
 class IteratorSource {
   public:
     static constexpr bool kOwnsRow = false;
@@ -86,7 +86,7 @@ class IteratorSource {
         : state_(state), iterator_(iterator), expected_(expected), counts_(counts_in_message) {}
     void take(std::uint32_t count, ObjectStack& stack);
     Ref next();
-    // Raises if the iterator has more.
+    // Raises if the iterator yields more.
     void finish();
     PyObject** row() noexcept { return nullptr; }
     void given(std::uint32_t) noexcept {}

@@ -13,14 +13,14 @@ namespace {
 constexpr std::size_t kAlignment = 64;
 constexpr std::size_t kDefaultLimit = std::size_t{1} << 30;
 
-/// Blocks of one size that are not in use.
+/// The unused blocks of one size.
 struct Bin {
     std::vector<void*> blocks;
-    std::uint64_t last_used = 0;  // by the clock of the store
+    std::uint64_t last_used = 0;  // the time on the store's clock
 };
 
 struct Store {
-    std::mutex mutex;  // guards everything below; nothing is called while it is held
+    std::mutex mutex;  // protects everything below; no other function is called while it is held
     std::unordered_map<std::size_t, Bin> bins;
     std::size_t kept = 0;
     std::size_t used = 0;
@@ -40,7 +40,7 @@ std::size_t rounded(std::size_t bytes) {
 
 void free_block(void* block) noexcept { ::operator delete(block, std::align_val_t{kAlignment}); }
 
-/// Frees the blocks of the sizes that were not asked for the longest, until at most `limit` bytes are kept.
+/// Frees blocks until at most `limit` bytes are kept. Blocks whose size was requested least recently are freed first.
 void shrink(Store& s, std::size_t limit) noexcept {
     while (s.kept > limit) {
         auto oldest = s.bins.end();
@@ -97,7 +97,7 @@ void give_back(void* block, std::size_t bytes) noexcept {
             shrink(s, s.limit);
             return;
         } catch (const std::bad_alloc&) {
-            // No memory to remember the block: it is freed.
+            // The block cannot be recorded for lack of memory, so it is freed.
         }
     }
     free_block(block);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of functions by which torch's tensors are read and made without a call through Python: the C exchange
-// interface of DLPack 1.3 (https://dmlc.github.io/dlpack/latest/c_api.html), which torch.Tensor has as the attribute
-// __dlpack_c_exchange_api__. Only what is used here is declared; the layout is the published one.
+// The function table with which torch's tensors are read and created without calls through Python: the C exchange
+// interface of DLPack 1.3 (https://dmlc.github.io/dlpack/latest/c_api.html). torch.Tensor has it as the attribute
+// __dlpack_c_exchange_api__. Only the parts used here are declared; the layout is the published one.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct ElementType {
     std::uint16_t lanes;
 };
 
-/// A tensor that is owned elsewhere; `shape` and `strides` (in elements) have `ndim` entries.
+/// A tensor owned elsewhere. `shape` and `strides` (in elements) have `ndim` entries.
 struct Tensor {
     void* data;
     Device device;

@@ -14,7 +14,7 @@
 namespace torchopt {
 namespace {
 
-/// The form of a gradient; nothing where the state does not fit it.
+/// The gradient and its state as one FactoredTensor; nothing if the state does not fit the gradient.
 std::optional<FactoredTensor> form_of(const Dense& g, const Dense& p, const Dense& row,
                                       const Dense& column) {
     if (g.dtype != Dtype::kFloat32 && g.dtype != Dtype::kFloat64) return std::nullopt;
@@ -51,7 +51,7 @@ py::object factored_rms_call(const py::list& grads, const py::list& params, cons
     py::list updates, new_rows, new_columns;
     std::int64_t total = 0, largest = 0;
     std::vector<Span> written;
-    // One reader each: a shape is that of its reader until the next call.
+    // One reader for each: a shape is valid until the next call of its reader.
     Reader of_g, of_p, of_row, of_column;
     for (std::size_t i = 0; i < count; ++i) {
         const auto place = static_cast<Py_ssize_t>(i);

@@ -15,7 +15,7 @@ namespace {
 
 std::atomic<std::uint64_t> current{1};
 std::atomic<bool> has_team{false};   // a launch of this process used several threads
-std::atomic<bool> lost_team{false};  // one of an ancestor did
+std::atomic<bool> lost_team{false};  // a launch of an ancestor did
 
 #if !defined(_WIN32)
 void before() { buffers::lock(); }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python names.
+// The Python names of the extension module.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -26,8 +26,8 @@ namespace {
 
 using TensorLists = std::vector<py::list>;
 
-/// The addresses of one role. None, where it may be absent, is the address 0. A tensor whose address is 0 but which has
-/// elements does not have its own memory.
+/// The addresses of one role. A tensor that may be absent is given as None and gets the address 0. A tensor with
+/// address 0 that has elements has no memory of its own.
 std::vector<std::uintptr_t> addresses(const py::list& role, const std::vector<std::int64_t>& sizes,
                                       bool may_be_absent) {
     if (role.size() != sizes.size()) refuse("a role has the wrong number of tensors");
@@ -68,8 +68,8 @@ Tensors collect(const RoleCounts& expected, const TensorLists& inputs, const Ten
     return tensors;
 }
 
-/// One number for all tensors, or a list with a 0-dim int64 tensor for each. Not a variant with an integer: pybind11
-/// takes every object with __index__ for one, and that of a tensor waits for its device.
+/// Takes one number for all tensors, or a list with a 0-dim int64 tensor for each. The parameter is not a variant with
+/// an integer: pybind11 accepts every object with __index__ as one, and that of a tensor waits for its device.
 void set_steps(Tensors& tensors, const py::object& steps) {
     if (PyLong_Check(steps.ptr())) {
         tensors.step = steps.cast<std::int64_t>();
@@ -141,32 +141,33 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
                py::arg("maximize"), py::arg("num_threads"), py::arg("device") = kCpu,
                py::arg("stream") = 0, py::arg("partials") = 0);
     module.def("fused_call", &fused_call,
-               "Run an update or its derivative over plain tensors on the CPU into new ones; None "
-               "where they are others.",
+               "Compute an update or its derivative of plain tensors on the CPU in new tensors; "
+               "return None for other tensors.",
                py::arg("rule"), py::arg("kind"), py::arg("tensors"), py::arg("size"),
                py::arg("needed"), py::arg("step"), py::arg("hypers"), py::arg("maximize"),
                py::arg("num_threads"), py::arg("record"));
     module.def("factored_rms", &factored_rms_call,
-               "Adafactor's step over plain tensors on the CPU into new ones; None where they are "
-               "others.",
+               "Compute Adafactor's step of plain tensors on the CPU; return None for other "
+               "tensors.",
                py::arg("grads"), py::arg("params"), py::arg("rows"), py::arg("columns"),
                py::arg("hypers"), py::arg("inplace"), py::arg("num_threads"));
-    module.def("newton_schulz", &newton_schulz_call,
-               "Muon's iteration over plain matrices on the CPU; None for each that is another or "
-               "too large, and None where all are.",
-               py::arg("matrices"), py::arg("scales"), py::arg("steps"), py::arg("a"), py::arg("b"),
-               py::arg("c"), py::arg("eps"), py::arg("num_threads"));
+    module.def(
+        "newton_schulz", &newton_schulz_call,
+        "Compute Muon's iteration of plain matrices on the CPU; return None for each other or "
+        "too large matrix, and None if there are only such.",
+        py::arg("matrices"), py::arg("scales"), py::arg("steps"), py::arg("a"), py::arg("b"),
+        py::arg("c"), py::arg("eps"), py::arg("num_threads"));
     module.def("successor", &successor, "The 0-dim int64 tensor count + 1; None for other objects.",
                py::arg("count"));
-    module.def("are_one", &are_one, "Whether the items are one and the same object.",
-               py::arg("items"));
+    module.def("are_one", &are_one, "Whether all items are the same object.", py::arg("items"));
     module.def("are_disjoint", &are_disjoint,
                "Whether no two of these plain, dense tensors share memory.", py::arg("tensors"));
-    module.def("learn_tensors", &learn_tensors, "Tell what torch's tensors are. Called once.",
-               py::arg("classes"), py::arg("dtypes"), py::arg("exchange"));
+    module.def("learn_tensors", &learn_tensors,
+               "Register torch's tensor classes and dtypes. Called once.", py::arg("classes"),
+               py::arg("dtypes"), py::arg("exchange"));
     module.def("release_buffers", &buffers::release, "Free the memory kept for new tensors.");
     module.def("set_buffer_limit", &buffers::set_limit,
-               "Keep at most so many bytes for new tensors; return the previous limit.",
+               "Limit the bytes kept for new tensors; return the previous limit.",
                py::arg("limit"));
     module.def(
         "buffer_usage",

@@ -71,7 +71,7 @@ std::vector<double> launch(const RuleEntry& rule, Kind kind, const Tensors& tens
                ", got " + std::to_string(hypers.size()));
     std::vector<double> cotangents(kind == Kind::kHyperVjp ? hypers.size() : 0, 0.0);
     if (placement.device == kCpu) {
-        // Few elements are done before another thread could have taken the lock.
+        // A few elements are finished before another thread could acquire the lock.
         std::optional<py::gil_scoped_release> no_gil;
         int threads = 1;
         if (std::accumulate(tensors.sizes.begin(), tensors.sizes.end(), std::int64_t{0}) > kChunk) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rules with their types erased, and the one way into their kernels.
+// The rules behind a common type, and the only entry point to their kernels.
 #pragma once
 
 #include <cstddef>
@@ -24,20 +24,20 @@ struct RuleEntry {
 /// All rules.
 const std::vector<RuleEntry>& rule_table();
 
-/// The rule of that name; throws std::invalid_argument where there is none.
+/// The rule of that name. Throws std::invalid_argument if there is none.
 const RuleEntry& find_rule(const std::string& name);
 
-/// The kind of that code; throws std::invalid_argument where there is none.
+/// The kind with that code. Throws std::invalid_argument if there is none.
 Kind find_kind(int code);
 
-/// How many tensors of each index a kernel reads and writes. Of those, `inputs` - `required` may be absent, and if any
-/// may, so may all outputs.
+/// The number of tensors that a kernel reads and writes for each index. The last `inputs` - `required` inputs may be
+/// absent. If any input may be absent, so may every output.
 struct RoleCounts {
     std::size_t inputs, outputs, required;
 };
 RoleCounts role_counts(const RuleEntry& rule, Kind kind);
 
-/// Where and how a launch runs: `device` is kCpu, or an index.
+/// Where and how a launch runs. `device` is kCpu or the index of a CUDA device.
 struct Placement {
     int num_threads;
     int device;
@@ -45,8 +45,8 @@ struct Placement {
     std::uintptr_t partials;
 };
 
-/// Runs a kernel, without the interpreter lock where that pays; returns the cotangents of the hyper-parameters (on the
-/// CPU; else they are in `partials`).
+/// Runs a kernel and releases the interpreter lock if that pays. Returns the cotangents of the hyper-parameters on the
+/// CPU; on CUDA they are in `partials`.
 std::vector<double> launch(const RuleEntry& rule, Kind kind, const Tensors& tensors,
                            const std::vector<double>& hypers, bool maximize,
                            const Placement& placement);

@@ -10,7 +10,7 @@
 namespace torchopt {
 namespace {
 
-/// Marks a plan as running, unless another thread of this process runs it.
+/// Marks a plan as running unless another thread of this process runs it.
 class Running {
   public:
     explicit Running(std::atomic<std::uint64_t>& of) : of_(of) {
@@ -59,9 +59,9 @@ StepPlan::StepPlan(const std::string& rule, py::list params, std::vector<py::lis
         }
         return out;
     };
-    tensors_.inputs.emplace_back(count);  // the gradients, which are not known yet
+    tensors_.inputs.emplace_back(count);  // the gradients are not known yet
     tensors_.outputs.push_back(addresses(params_));
-    written_.resize(count);  // the parameters are there already
+    written_.resize(count);  // already filled with the parameters
     for (const py::list& role : states_) {
         tensors_.inputs.push_back(addresses(role));
         tensors_.outputs.push_back(tensors_.inputs.back());
@@ -101,7 +101,7 @@ py::object StepPlan::advance(const py::list& grads, const py::list& counts,
     if (!can_make_tensors() || counts.size() == 0 || !are_one(counts)) return py::none();
     const std::optional<std::int64_t> count = count_of(PyList_GET_ITEM(counts.ptr(), 0));
     if (!count) return py::none();
-    py::object following = make_count(*count + 1);  // what can fail comes before the step
+    py::object following = make_count(*count + 1);  // allocate before the step, since this may fail
     if (!run(grads, py::int_(*count + 1), hypers, maximize, num_threads, kCpu, 0, launch))
         return py::none();
     return following;
@@ -154,7 +154,7 @@ bool StepPlan::take_step(const py::object& step) {
         tensors_.step = value.value_or(0);
         return value.has_value();
     }
-    // Read on the device, so that nothing waits for it.
+    // The device reads the step, so nothing waits for the device.
     tensors_.steps.assign(tensors_.sizes.size(), address_of(count));
     return true;
 }

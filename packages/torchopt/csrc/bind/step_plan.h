@@ -15,26 +15,26 @@
 
 namespace torchopt {
 
-/// Made after the caller has checked that the tensors of one index agree in shape, dtype, device and strides and that
-/// they are contiguous. What is remembered is compared with the tensors before each step.
+/// Created after the caller has checked that the tensors of one index are contiguous and agree in shape, dtype, device
+/// and strides. Each step first compares the tensors with the stored facts.
 class StepPlan {
   public:
     StepPlan(const std::string& rule, py::list params, std::vector<py::list> states);
 
-    /// Steps and returns true; or does nothing and returns false, where the gradients do not fit (missing, of another
-    /// size, dtype, device or layout, in the memory that the step writes to), where a tensor has moved or changed, or
-    /// while another thread runs this plan. Without `launch` the step is only prepared.
-    /// The step, counted from 1, is a number or a 0-dim int64 tensor on the device of the tensors, which is read there:
-    /// its value is never asked for through Python, which would wait for the device.
+    /// Takes a step and returns true. Does nothing and returns false if the gradients do not fit (missing, of another
+    /// size, dtype, device or layout, or in memory that the step writes to), if a tensor has moved or changed, or while
+    /// another thread runs this plan. Without `launch` the step is only prepared. The step number, counted from 1, is a
+    /// number or a 0-dim int64 tensor on the device of the other tensors. Such a tensor is read on the device: reading
+    /// it through Python would wait for the device.
     bool run(const py::list& grads, const py::object& step, const py::object& hypers, bool maximize,
              int num_threads, int device, std::uintptr_t stream, bool launch);
 
-    /// Steps on the CPU from `counts`, which hold one and the same tensor, and returns the count plus one, a new tensor;
-    /// or does nothing and returns None, where `run` would return false or `counts` are others.
+    /// Takes a step on the CPU and returns the count plus one as a new tensor. `counts` must hold one and the same
+    /// tensor. Does nothing and returns None if `counts` are different or `run` would return false.
     py::object advance(const py::list& grads, const py::list& counts, const py::object& hypers,
                        bool maximize, int num_threads, bool launch);
 
-    /// Takes the step that was prepared last. The gradients and the step are still alive and where they were.
+    /// Launches the step that was prepared last. The caller keeps the gradients and the step number alive and in place.
     void launch();
 
   private:
@@ -46,12 +46,12 @@ class StepPlan {
     const RuleEntry* rule_;
     py::list params_;
     std::vector<py::list> states_;
-    std::vector<Span> written_;  // in order
-    // The process in which a step runs, 0 while none does: guards what follows. A number and not a mutex, which a child
-    // forked in the meantime would find locked.
+    std::vector<Span> written_;  // sorted
+    // The process in which a step is running; 0 if none is. It protects the members below. It is a number and not a
+    // mutex, because a child forked during a step would inherit a locked mutex.
     std::atomic<std::uint64_t> running_{0};
     Reader reader_;
-    py::object hypers_;  // what `numbers_` was made from, if that cannot change
+    py::object hypers_;  // the source of `numbers_`, if it is immutable
     std::vector<double> numbers_;
     Tensors tensors_;
     std::vector<std::uintptr_t>

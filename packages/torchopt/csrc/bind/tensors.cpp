@@ -15,7 +15,7 @@
 namespace torchopt {
 namespace {
 
-/// What `learn_tensors` was told. The objects are kept for the life of the process.
+/// The arguments of `learn_tensors`. The objects are kept until the process ends.
 struct Known {
     std::vector<PyTypeObject*> classes;
     std::array<PyObject*, 4> dtypes{};
@@ -27,7 +27,7 @@ Known& known() {
     return instance;
 }
 
-/// The names of the methods and attributes of tensors, made once.
+/// The names of tensor methods and attributes, created once.
 struct Names {
     PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
     PyObject* numel = PyUnicode_InternFromString("numel");
@@ -51,7 +51,7 @@ py::object owned(PyObject* result) {
     return py::reinterpret_steal<py::object>(result);
 }
 
-/// The result of a method without arguments; throws what the method raised.
+/// The result of a method without arguments. Throws if the method raised.
 py::object call(PyObject* object, PyObject* name) {
     return owned(PyObject_CallMethodNoArgs(object, name));
 }
@@ -87,7 +87,7 @@ exchange::ElementType element_type(Dtype dtype) {
     throw std::logic_error("torchopt._C: unknown dtype (our bug, please report)");
 }
 
-/// The number of elements, or -1 where they do not lie one after the other.
+/// The number of elements, or -1 if they are not contiguous.
 std::int64_t contiguous_size(const exchange::Tensor& x) {
     std::int64_t size = 1;
     bool contiguous = true;
@@ -98,7 +98,7 @@ std::int64_t contiguous_size(const exchange::Tensor& x) {
     return contiguous || size == 0 ? size : -1;
 }
 
-// --- tensors made here: one block holds this head, the shape, the strides and the elements ---
+// --- tensors created here: one block holds this head, the shape, the strides and the elements ---
 
 constexpr std::size_t kAlignment = 64;
 
@@ -112,7 +112,7 @@ void drop(exchange::ManagedTensor* tensor) {
     buffers::give_back(head, head->bytes);
 }
 
-/// Makes a tensor whose elements are not set; `data` becomes their address.
+/// Creates a tensor with uninitialised elements and stores their address in `data`.
 py::object make(const std::int64_t* shape, std::int32_t ndim, const exchange::ElementType& dtype,
                 std::int64_t size, void*& data) {
     const auto dimensions = static_cast<std::size_t>(ndim);
@@ -138,7 +138,7 @@ py::object make(const std::int64_t* shape, std::int32_t ndim, const exchange::El
                      0,
                      {data, {exchange::kCpuDevice, 0}, ndim, dtype, own_shape, strides, 0}};
     void* out = nullptr;
-    // torch owns the block from here on, also where it raises.
+    // From here on torch owns the block, even if the call raises.
     if (known().table->import_managed(&head->managed, &out) != 0) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(static_cast<PyObject*>(out));
 }
@@ -158,7 +158,7 @@ void learn_tensors(py::tuple classes, py::tuple dtypes, py::object exchange) {
     if (!exchange.is_none()) {
         const void* const pointer = PyCapsule_GetPointer(exchange.ptr(), exchange::kCapsule);
         if (pointer == nullptr) throw py::error_already_set();
-        // Newer tables lead to older ones; a version of another major number is laid out in another way.
+        // A newer table links to older ones. A version with another major number has another layout.
         const auto* table = static_cast<const exchange::Table*>(pointer);
         while (table != nullptr && table->version.major != exchange::kMajorVersion)
             table = table->previous;
@@ -192,7 +192,7 @@ std::optional<Dense> Reader::read(PyObject* tensor) {
     if (!is_plain(tensor)) return std::nullopt;
     std::optional<Dense> dense = read_again(tensor);
     if (!dense) return std::nullopt;
-    // A pending negation is not part of what is exchanged.
+    // DLPack does not report a pending negation.
     PyObject* const negated = PyObject_CallMethodNoArgs(tensor, names().is_neg);
     if (negated == nullptr) PyErr_Clear();
     Py_XDECREF(negated);
@@ -206,7 +206,7 @@ std::optional<Dense> Reader::read_again(PyObject* tensor) {
         try {
             return ask(tensor);
         } catch (const py::error_already_set&) {
-            return std::nullopt;  // without its own memory, such as a sparse or a batched tensor
+            return std::nullopt;  // has no memory of its own, such as a sparse or batched tensor
         }
     }
     exchange::Tensor x{};

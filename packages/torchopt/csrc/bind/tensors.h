@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is known of torch's tensors here. libtorch is not linked, so that one binary serves every version of torch.
+// What this module knows about torch's tensors. It does not link libtorch, so one binary works with every version of
+// torch.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,43 +15,44 @@ namespace torchopt {
 
 namespace py = pybind11;
 
-/// The device of tensors that the CPU kernels serve.
+/// The device number of tensors on the CPU.
 inline constexpr int kCpu = -1;
 
-/// Tells which classes have their elements in plain memory, and which objects are the dtypes of `Dtype`, in its order.
-/// `exchange` is torch.Tensor's capsule of DLPack's C interface, None for a torch without it: tensors are then asked
-/// through their Python methods, slower, and none are made here. To be called once, before anything else.
+/// Registers the classes whose tensors have their elements in plain memory, and the dtype objects in the order of
+/// `Dtype`. `exchange` is torch.Tensor's capsule with DLPack's C interface, or None for a torch without it. Without it
+/// tensors are read through their Python methods, which is slower, and no tensors are created here. Must be called once
+/// before any other function.
 void learn_tensors(py::tuple classes, py::tuple dtypes, py::object exchange);
 
 /// Whether `make_tensor` can be called.
 bool can_make_tensors();
 
-/// The address of a tensor's first element; throws what torch raised.
+/// The address of a tensor's first element. Throws if torch raises.
 std::uintptr_t address_of(PyObject* tensor);
 
-/// The number of elements; throws what torch raised.
+/// The number of elements. Throws if torch raises.
 std::int64_t size_of(PyObject* tensor);
 
-/// A tensor that the kernels can serve: of a plain class, contiguous, without pending negation, with its own memory.
+/// A tensor that the kernels accept: of a plain class, contiguous, without a pending negation, with memory of its own.
 struct Dense {
     std::uintptr_t address;
     std::int64_t size;
     Dtype dtype;
-    int device;  // the index, kCpu for the CPU
+    int device;  // the index, or kCpu
     std::int32_t ndim;
-    const std::int64_t* shape;  // until the tensor changes
+    const std::int64_t* shape;  // valid until the tensor changes
 
     bool has_shape_of(const Dense& other) const;
 };
 
-/// Reads tensors one after the other. Not shared between threads.
+/// Reads one tensor after the other. A reader must not be shared between threads.
 class Reader {
   public:
-    /// The tensor, or nothing if the kernels cannot serve it. The shape is that of the reader until the
-    /// next call where torch has no C interface. Throws nothing that torch raised.
+    /// Reads a tensor. Returns nothing if the kernels do not accept it. Without torch's C interface the reader owns the
+    /// shape, which is valid until its next call. Exceptions that torch raises do not propagate.
     std::optional<Dense> read(PyObject* tensor);
 
-    /// The same for an object that has been read before, whose class and pending negation are known.
+    /// The same for an object that was read before, whose class and pending negation are known.
     std::optional<Dense> read_again(PyObject* tensor);
 
   private:
@@ -58,22 +60,22 @@ class Reader {
     std::vector<std::int64_t> shape_;
 };
 
-/// Bytes [begin, end).
+/// The bytes [begin, end).
 struct Span {
     std::uintptr_t begin, end;
 };
 Span span_of(const Dense& x);
 
-/// Sorts `spans`; whether no two of them share a byte.
+/// Sorts `spans`. Returns whether no two of them share a byte.
 bool sort_disjoint(std::vector<Span>& spans);
 
-/// Whether no two of these tensors share memory; false where one of them cannot be read.
+/// Whether no two of these tensors share memory. False if one of them cannot be read.
 bool are_disjoint(const py::list& tensors);
 
-/// Whether a graph follows `tensor`.
+/// Whether autograd records operations on `tensor`.
 bool requires_grad(PyObject* tensor);
 
-/// A new contiguous tensor on the CPU, of the shape and dtype of `like`, with elements that are not set. Its memory comes
+/// A new contiguous tensor on the CPU with the shape and dtype of `like` and uninitialised elements. Its memory comes
 /// from `buffers.h`.
 py::object make_tensor(const Dense& like, std::uintptr_t& address);
 

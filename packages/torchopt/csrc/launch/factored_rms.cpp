@@ -11,13 +11,13 @@
 namespace torchopt {
 namespace {
 
-/// Sums of so many elements are in the tensors' dtype, in `kLanes` parts; sums of these are in double.
+/// Sums of up to this many elements use the dtype of the tensors, in `kLanes` parts. The sums of these are in double.
 constexpr std::int64_t kBlock = 1024;
 constexpr int kLanes = 16;
 
 template <class T>
 TORCHOPT_INLINE T at_most(T x, T most) {
-    return x > most ? most : x;  // NaN stays
+    return x > most ? most : x;  // NaN is kept
 }
 
 template <class T>
@@ -43,7 +43,7 @@ TORCHOPT_INLINE double square_sum(const T* x, std::int64_t count) {
     return total;
 }
 
-/// old + weight (value - old), finite where squares are too large for the dtype.
+/// old + weight (value - old), with both bounded by the largest finite number of the dtype.
 template <class T>
 TORCHOPT_INLINE T moved(T old, T value, T weight) {
     constexpr T most = std::numeric_limits<T>::max();
@@ -51,7 +51,7 @@ TORCHOPT_INLINE T moved(T old, T value, T weight) {
     return old + weight * (at_most(value, most) - old);
 }
 
-/// u = g / sqrt(variance), where the variance of element i is `factor` * second[i], and `least` at least.
+/// u = g / sqrt(variance), where the variance of element i is `factor` * second[i], but at least `least`.
 template <class T>
 TORCHOPT_INLINE void directions(const T* g, const T* second, T factor, T least, T* u,
                                 std::int64_t count) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adafactor's step: the one rule whose elements do not stand for themselves.
+// Adafactor's step, the only rule whose elements depend on each other.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace torchopt {
 
-/// One tensor `[batch, rows, columns]`, or a vector of `rows` elements. Addresses of contiguous elements; the last three
-/// are written, unless there are no elements.
+/// One tensor `[batch, rows, columns]`, or a vector with `rows` elements. The members are addresses of contiguous
+/// elements. The last three are written, unless there are no elements.
 struct FactoredTensor {
     bool is_vector;
     std::int64_t batch, rows, columns;
@@ -19,12 +19,13 @@ struct FactoredTensor {
     std::uintptr_t update, new_row, new_column;
 };
 
-/// The hyper-parameters of a step; see scale_by_factored_rms. `eps1` below zero: the spacing of the dtype at one.
+/// The hyper-parameters of a step; see scale_by_factored_rms. A negative `eps1` stands for the spacing of the dtype at
+/// one.
 struct FactoredHypers {
     double weight, rho, eps1, eps2, d;
 };
 
-/// Steps each tensor, on one thread each.
+/// Steps each tensor on a single thread.
 void factored_rms(const std::vector<FactoredTensor>& tensors, const FactoredHypers& hypers,
                   int num_threads);
 

@@ -15,7 +15,7 @@
 #if defined(__GNUC__)
 
 namespace torchopt {
-/// Steps of a wide matrix from one product with itself to the next.
+/// The number of steps of a wide matrix before its product with itself is computed anew.
 inline constexpr int kSquares = 3;
 }  // namespace torchopt
 
@@ -58,10 +58,10 @@ inline constexpr int kSquares = 3;
 namespace torchopt {
 namespace {
 
-/// Rows and columns are padded to this by all instruction sets.
+/// Every instruction set pads rows and columns to a multiple of this.
 constexpr std::int64_t kPadding = 16;
 constexpr std::size_t kAlignment = 64;
-/// Bytes that the iteration of a small matrix works on.
+/// The maximum size in bytes of the working memory for a small matrix.
 constexpr std::int64_t kCache = 1 << 20;
 
 std::int64_t work_bytes(std::int64_t rows, std::int64_t columns, Dtype dtype) {
@@ -72,7 +72,7 @@ std::int64_t work_bytes(std::int64_t rows, std::int64_t columns, Dtype dtype) {
 
 using Iterate = void (*)(const OrthogonalizedMatrix&, const NewtonSchulz&, void*);
 
-/// The body for the processor at hand; null for a compiler without vectors.
+/// The implementation for the current processor; null if the compiler has no vector types.
 Iterate body() {
 #if defined(TORCHOPT_HAS_SETS)
     if (__builtin_cpu_supports("x86-64-v4")) return avx512::iterate_one;
@@ -99,7 +99,7 @@ void newton_schulz(const std::vector<OrthogonalizedMatrix>& matrices, const Newt
     std::int64_t bytes = 0;
     for (const OrthogonalizedMatrix& x : matrices)
         bytes = std::max(bytes, work_bytes(x.rows, x.columns, x.dtype));
-    // One room for each thread, before there are threads: what is thrown here reaches the caller.
+    // Allocates working memory for each thread before the threads start, so that exceptions reach the caller.
     const auto room = static_cast<std::size_t>(bytes);
     const std::unique_ptr<unsigned char[]> memory(
         new unsigned char[room * static_cast<std::size_t>(std::max(num_threads, 1)) + kAlignment]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Muon's iteration on small matrices: the singular values of each are brought close to one.
+// Muon's iteration on small matrices, which brings the singular values of each close to one.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace torchopt {
 
-/// A matrix `[rows, columns]` of contiguous elements, float32 or float64, and where its result goes.
+/// A matrix `[rows, columns]` of contiguous elements in float32 or float64, and the address of its result.
 struct OrthogonalizedMatrix {
     std::int64_t rows, columns;
     Dtype dtype;
@@ -23,11 +23,11 @@ struct NewtonSchulz {
     double a, b, c, eps;
 };
 
-/// Whether the iteration of such a matrix stays in the cache of a core; torch's matrix product is faster on others.
-/// Example: float32, 256 x 256 is small.
+/// Whether the iteration of such a matrix stays in the cache of a core. torch's matrix product is faster on larger
+/// ones. Example: a 256 x 256 matrix in float32 is small.
 bool is_small(std::int64_t rows, std::int64_t columns, Dtype dtype);
 
-/// Writes the results, each computed on one thread. Sums have the dtype of the matrix, the norm is summed in double.
+/// Writes the results, each computed on one thread. Sums use the dtype of the matrix; the norm is summed in double.
 void newton_schulz(const std::vector<OrthogonalizedMatrix>& matrices, const NewtonSchulz& h,
                    int num_threads);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdaBelief, before the multiplication with the step size.
+// AdaBelief, before it is multiplied by the step size.
 //
 // J. Zhuang et al., "AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients", 2020,
 // arXiv:2010.07468, Algorithm 2.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdaDelta, before the multiplication with the step size.
+// AdaDelta, before it is multiplied by the step size.
 //
 // M. D. Zeiler, "ADADELTA: An Adaptive Learning Rate Method", 2012, arXiv:1212.5701, Algorithm 1:
 //

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdaGrad, before the multiplication with the step size.
+// AdaGrad, before it is multiplied by the step size.
 //
 // J. Duchi, E. Hazan, Y. Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
 // JMLR 12, 2011:

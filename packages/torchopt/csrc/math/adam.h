@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adam, before the multiplication with the step size. AdamW is Adam with decoupled weight decay (see rule.h).
+// Adam, before it is multiplied by the step size. AdamW is Adam with decoupled weight decay (see rule.h).
 //
 // D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", 2015, arXiv:1412.6980, Algorithm 1;
 // I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv:1711.05101, Algorithm 2.
@@ -55,7 +55,7 @@ struct Adam {
 
     /// With r the radicand and d = sqrt(r) + eps:
     ///   du / dmu' = mu_scale / d,   du / dnu' = -mu' mu_scale nu_scale / (2 d^2 sqrt(r)),   both 0 where r is 0.
-    /// By hand: 2.7 times the speed of dual numbers, which are bound by arithmetic and not by memory.
+    /// Written by hand: 2.7 times as fast as dual numbers, which are limited by arithmetic rather than memory.
     template <class T>
     TORCHOPT_HOST_DEVICE static void pull_back(const Coefficients<T>& c, const T& g, const T* state,
                                                const T& u, const T* next, T& g_out, T* state_out) {
@@ -64,7 +64,7 @@ struct Adam {
         const T radicand = nu * c.nu_scale + c.eps_root;
         const bool at_zero = radicand == T(0);
         const T root = square_root(choose(at_zero, T(1), radicand));
-        // Not 1 / (d sqrt(r)), which overflows long before its factors do.
+        // 1 / (d sqrt(r)) would overflow long before its factors do.
         const T inverse = T(1) / (root + c.eps);
         const T direct = choose(at_zero, T(0), u * c.mu_scale * inverse);
         const T mu_cotangent = next[0] + direct;

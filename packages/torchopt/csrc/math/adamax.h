@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adamax, before the multiplication with the step size.
+// Adamax, before it is multiplied by the step size.
 //
 // D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", 2015, arXiv:1412.6980, Algorithm 2, with eps
 // inside the maximum as in torch.optim.Adamax:
 //
 //   mu' = b1 mu + (1 - b1) g,   nu' = max(b2 nu, |g| + eps),   u = mu' / nu' / (1 - b1^k)
 //
-// |g| has the derivative 0 at 0; where both arguments of the maximum are equal, it has the mean of their derivatives.
+// The derivative of |g| at 0 is 0. If both arguments of the maximum are equal, its derivative is the mean of theirs.
 #pragma once
 
 #include "math/dual.h"
@@ -39,8 +39,8 @@ struct Adamax {
         u = mu / nu * c.mu_scale;
     }
 
-    /// With u = mu' mu_scale / nu'. By hand, so that an infinite nu' meets no derivative of 0; where the two that the
-    /// maximum is taken of are equal, each has half of the cotangent.
+    /// With u = mu' mu_scale / nu'. Written by hand so that an infinite nu' is not multiplied by a derivative of 0. If
+    /// both arguments of the maximum are equal, each gets half of the cotangent.
     template <class T>
     TORCHOPT_HOST_DEVICE static void pull_back(const Coefficients<T>& c, const T& g, const T* state,
                                                const T& u, const T* next, T& g_out, T* state_out) {

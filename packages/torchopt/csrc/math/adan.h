@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adan, before the multiplication with the step size; its weight decay is the decoupled one (see rule.h).
+// Adan, before it is multiplied by the step size. Its weight decay is the decoupled one (see rule.h).
 //
 // X. Xie, P. Zhou, H. Li, Z. Lin, S. Yan, "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep
 // Models", 2022, arXiv:2208.06677, Algorithm 1, which writes 1 - b for each b. With g0 the previous gradient and d = 0

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdEMAMix, before the multiplication with the step size.
+// AdEMAMix, before it is multiplied by the step size.
 //
 // M. Pagliardini, P. Ablin, D. Grangier, "The AdEMAMix Optimizer: Better, Faster, Older", 2024, arXiv:2409.03137,
 // Algorithm 1, with its schedules of alpha and b3 over a warm-up of w steps: with f = min(k / w, 1),
@@ -35,7 +35,7 @@ struct AdEMAMix {
         S b3 = h[2], alpha = h[3];
         if (value_of(h[5]) > k) {
             const S done = k / h[5];
-            // The time in which an average forgets half grows linearly.
+            // The half-life of the average grows linearly.
             const S rising =
                 exponential(1.0 / ((1.0 - done) / logarithm(h[0]) + done / logarithm(h[2])));
             b3 = -maximum(-rising, -h[2]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AMSGrad, before the multiplication with the step size.
+// AMSGrad, before it is multiplied by the step size.
 //
 // S. Reddi, S. Kale, S. Kumar, "On the Convergence of Adam and Beyond", 2018, arXiv:1904.09237, Algorithm 2, with the
 // bias corrections of torch.optim.Adam(amsgrad=True): the maximum is taken before the correction.
@@ -7,7 +7,8 @@
 //   mu', nu' as in Adam,   m' = max(m, nu')
 //   u = (mu' / (1 - b1^k)) / (sqrt(m' / (1 - b2^k) + eps_root) + eps)
 //
-// Where m = nu' the derivative of the maximum is the mean of the two; where the radicand is 0 that of u is 0.
+// Where m = nu', the derivative of the maximum is the mean of the two. Where the radicand is 0, the derivative of u is
+// 0.
 #pragma once
 
 #include "math/adam.h"

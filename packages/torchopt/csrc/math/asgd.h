@@ -7,7 +7,7 @@
 //   eta_k = eta / (1 + lambda eta (k - 1))^alpha
 //   u = eta_k (g + lambda p),   a' = a + (p - u - a) / max(1, k - 1 - t0)
 //
-// The average is that of p - u: the chain around it multiplies by a step size of 1.
+// The average is that of p - u, because the surrounding chain multiplies by a step size of 1.
 #pragma once
 
 #include "math/dual.h"

@@ -31,7 +31,7 @@ struct Dual {
     }
 };
 
-/// T, but not deduced: lets `x * 2.0` convert the number to the dual's own type.
+/// T in a context where it is not deduced: `x * 2.0` then converts the number to the type of the dual.
 template <class T>
 struct SameType {
     using type = T;
@@ -119,7 +119,7 @@ TORCHOPT_HOST_DEVICE Dual<T, N> operator/(Number<T> a, const Dual<T, N>& b) {
     return out;
 }
 
-// The functions below let a rule treat plain numbers and duals alike.
+// The functions below let a rule treat plain numbers and duals in the same way.
 
 template <class T>
 TORCHOPT_HOST_DEVICE T value_of(const T& x) {
@@ -145,7 +145,7 @@ TORCHOPT_HOST_DEVICE S zero() {
     }
 }
 
-/// `first` where `condition`, else `second`; component by component, so that loops over it vectorise.
+/// `first` if `condition`, else `second`, component by component, so that loops over it vectorise.
 template <class T>
 TORCHOPT_HOST_DEVICE T choose(bool condition, const T& first, const T& second) {
     return condition ? first : second;
@@ -161,7 +161,7 @@ TORCHOPT_HOST_DEVICE Dual<T, N> choose(bool condition, const Dual<T, N>& first,
 
 TORCHOPT_HOST_DEVICE float square_root(float x) { return sqrtf(x); }
 TORCHOPT_HOST_DEVICE double square_root(double x) { return sqrt(x); }
-/// d sqrt(x) = dx / (2 sqrt(x)); the caller keeps x = 0 away (see rule files for the convention there).
+/// d sqrt(x) = dx / (2 sqrt(x)). The caller must exclude x = 0 (the rule files state the convention for it).
 template <class T, int N>
 TORCHOPT_HOST_DEVICE Dual<T, N> square_root(const Dual<T, N>& x) {
     Dual<T, N> out;
@@ -182,7 +182,7 @@ TORCHOPT_HOST_DEVICE Dual<T, N> absolute(const Dual<T, N>& x) {
     return out;
 }
 
-/// The larger of two; NaN where either is NaN. Where they are equal, the mean of the two derivatives.
+/// The larger of two numbers; NaN if either is NaN. If they are equal, its derivative is the mean of theirs.
 template <class T>
 TORCHOPT_HOST_DEVICE T maximum(const T& a, const T& b) {
     return (a > b || a != a) ? a : b;
@@ -197,7 +197,7 @@ TORCHOPT_HOST_DEVICE Dual<T, N> maximum(const Dual<T, N>& a, const Dual<T, N>& b
     return out;
 }
 
-/// -1, 0 or 1, NaN for NaN; the derivative is 0 everywhere.
+/// -1, 0 or 1, or NaN for NaN. The derivative is 0 everywhere.
 template <class T>
 TORCHOPT_HOST_DEVICE T sign(const T& x) {
     return x > T(0) ? T(1) : (x < T(0) ? T(-1) : x * T(0));
@@ -207,7 +207,7 @@ TORCHOPT_HOST_DEVICE Dual<T, N> sign(const Dual<T, N>& x) {
     return Dual<T, N>::constant(sign(x.value));
 }
 
-/// x^k for a constant k; for coefficients, in double.
+/// x^k for a constant k. Used for coefficients, in double.
 TORCHOPT_HOST_DEVICE double power(double x, double k) { return pow(x, k); }
 template <class T, int N>
 TORCHOPT_HOST_DEVICE Dual<T, N> power(const Dual<T, N>& x, double k) {
@@ -218,7 +218,7 @@ TORCHOPT_HOST_DEVICE Dual<T, N> power(const Dual<T, N>& x, double k) {
     return out;
 }
 
-/// log(x) for x > 0; for coefficients, in double.
+/// log(x) for x > 0. Used for coefficients, in double.
 TORCHOPT_HOST_DEVICE double logarithm(double x) { return log(x); }
 template <class T, int N>
 TORCHOPT_HOST_DEVICE Dual<T, N> logarithm(const Dual<T, N>& x) {
@@ -228,7 +228,7 @@ TORCHOPT_HOST_DEVICE Dual<T, N> logarithm(const Dual<T, N>& x) {
     return out;
 }
 
-/// exp(x); for coefficients, in double.
+/// exp(x). Used for coefficients, in double.
 TORCHOPT_HOST_DEVICE double exponential(double x) { return exp(x); }
 template <class T, int N>
 TORCHOPT_HOST_DEVICE Dual<T, N> exponential(const Dual<T, N>& x) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// float16 and bfloat16 as storage: all arithmetic is in float. Round to nearest, ties to even; NaN stays NaN.
+// float16 and bfloat16 as storage types. All arithmetic is in float. Rounds to nearest, ties to even; NaN stays NaN.
 // Written with selects instead of branches, so that loops over the conversions vectorise.
 #pragma once
 
@@ -33,8 +33,8 @@ TORCHOPT_HOST_DEVICE double load(double x) { return x; }
 TORCHOPT_HOST_DEVICE float load(BFloat16 x) {
     return from_bits(static_cast<std::uint32_t>(x.bits) << 16);
 }
-/// Exponent and fraction are moved to their places in a float, then the bias is corrected by a multiplication, which
-/// also normalises the subnormal numbers.
+/// Moves exponent and fraction to their positions in a float, then corrects the bias with a multiplication, which also
+/// normalises subnormal numbers.
 TORCHOPT_HOST_DEVICE float load(Float16 x) {
     const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
     const std::uint32_t magnitude = static_cast<std::uint32_t>(x.bits & 0x7fffu) << 13;
@@ -57,7 +57,7 @@ TORCHOPT_HOST_DEVICE void store(float x, Float16& out) {
     const std::uint32_t magnitude = bits & 0x7fffffffu;
     const std::uint32_t normal =
         ((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) >> 13) - (112u << 10);
-    // Below 2^-14 the spacing is 2^-24, which is also that of the floats from 0.5 on: adding 0.5 rounds.
+    // Below 2^-14 the spacing is 2^-24, which is also the spacing of floats from 0.5 on. So adding 0.5 rounds.
     const std::uint32_t subnormal = bits_of(from_bits(magnitude) + 0.5f) - bits_of(0.5f);
     std::uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
     half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // from 65520 on
@@ -65,7 +65,7 @@ TORCHOPT_HOST_DEVICE void store(float x, Float16& out) {
     out.bits = static_cast<std::uint16_t>(sign | half);
 }
 
-/// The type a storage type is computed in.
+/// The type in which a storage type is computed.
 template <class Storage>
 struct ComputeType {
     using type = float;

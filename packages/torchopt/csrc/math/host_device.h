@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one place that knows which compiler reads the rules.
+// The only file that depends on which compiler reads the rules.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -7,6 +7,6 @@
 #elif defined(_MSC_VER)
 #define TORCHOPT_HOST_DEVICE __forceinline
 #else
-// always_inline lets a rule be cloned together with the loop that calls it (launch/openmp.cpp).
+// always_inline lets a rule be cloned together with the loop that calls it (launch/loops.h).
 #define TORCHOPT_HOST_DEVICE inline __attribute__((always_inline))
 #endif

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Lion, before the multiplication with the step size; its weight decay is the decoupled one (see rule.h).
+// Lion, before it is multiplied by the step size. Its weight decay is the decoupled one (see rule.h).
 //
 // X. Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023, arXiv:2302.06675, Algorithm 2:
 //
 //   u = sign(b1 mu + (1 - b1) g),   mu' = b2 mu + (1 - b2) g
 //
-// The derivative of the sign is 0 everywhere, so derivatives reach the gradient through mu' alone.
+// The derivative of the sign is 0 everywhere, so derivatives reach the gradient only through mu'.
 #pragma once
 
 #include "math/dual.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// NAdam, before the multiplication with the step size.
+// NAdam, before it is multiplied by the step size.
 //
 // T. Dozat, "Incorporating Nesterov Momentum into Adam", 2016, Algorithm 8, with the momentum schedule of
 // torch.optim.NAdam. With psi the momentum decay, m_k = b1 (1 - 0.96^(k psi) / 2) and P_k = m_1 ... m_k:
@@ -7,7 +7,7 @@
 //   mu', nu' as in Adam
 //   u = (g (1 - m_k) / (1 - P_k) + mu' m_(k+1) / (1 - P_k m_(k+1))) / (sqrt(nu' / (1 - b2^k) + eps_root) + eps)
 //
-// P_(k-1) is handed in as a hyper-parameter, so that a step does not multiply k numbers. Where the radicand is 0 the
+// P_(k-1) is passed as a hyper-parameter, so that a step does not multiply k numbers. Where the radicand is 0, the
 // derivative of u is 0.
 #pragma once
 

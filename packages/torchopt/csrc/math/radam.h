@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// RAdam, before the multiplication with the step size.
+// RAdam, before it is multiplied by the step size.
 //
 // L. Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", 2020, arXiv:1908.03265, Algorithm 2; the
 // threshold 5 is that of torch.optim.RAdam. With rho_inf = 2 / (1 - b2) - 1, rho = rho_inf - 2 k b2^k / (1 - b2^k):
@@ -9,7 +9,7 @@
 //   r = sqrt((rho - 4) (rho - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho))
 //   u = mu' / (1 - b1^k)                                             otherwise
 //
-// Where nu' is exactly 0 the derivative of the first is 0.
+// Where nu' is exactly 0, the derivative of the first form is 0.
 #pragma once
 
 #include "math/dual.h"

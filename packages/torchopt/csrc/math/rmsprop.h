@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// RMSProp, before the multiplication with the step size.
+// RMSProp, before it is multiplied by the step size.
 //
 // T. Tieleman, G. Hinton, "Lecture 6.5: RMSProp", 2012; centred: A. Graves, "Generating Sequences With Recurrent Neural
 // Networks", 2013, arXiv:1308.0850, equations 38-40 (eps added to the root, as in torch.optim.RMSprop):

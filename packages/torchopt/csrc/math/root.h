@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Square roots whose derivative is defined at zero.
+// Square roots with a derivative at zero.
 //
-// Rule: where a radicand is exactly zero, the derivative of the quotient (or of the root) is defined to be zero; the
-// value is that of the formula. A parameter whose gradients have all been zero is at such a point, where the square
-// root has no derivative.
+// Where a radicand is exactly zero, the derivative of the quotient (or of the root) is defined to be zero; the value is
+// that of the formula. A parameter whose gradients have all been zero is at such a point, where the square root has no
+// derivative.
 #pragma once
 
 #include "math/dual.h"
@@ -11,7 +11,7 @@
 
 namespace torchopt {
 
-/// sqrt(x), with the derivative 0 at 0.
+/// sqrt(x), with derivative 0 at 0.
 template <class S>
 TORCHOPT_HOST_DEVICE S root(const S& x) {
     if constexpr (is_dual<S>) {
@@ -23,7 +23,7 @@ TORCHOPT_HOST_DEVICE S root(const S& x) {
     }
 }
 
-/// numerator / (sqrt(radicand) + eps); where the radicand is 0, with the derivative 0.
+/// numerator / (sqrt(radicand) + eps), with derivative 0 where the radicand is 0.
 template <class S, class C>
 TORCHOPT_HOST_DEVICE S divide_by_root(const S& numerator, const S& radicand, const C& eps) {
     if constexpr (is_dual<S>) {

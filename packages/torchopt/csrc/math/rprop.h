@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rprop without a step back; its step size is part of the direction.
+// Rprop without weight backtracking. Its step size is part of the direction.
 //
 // M. Riedmiller, H. Braun, "A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP Algorithm", 1993,
 // in the variant of torch.optim.Rprop. With g0 the gradient before and s the step size of an element:
@@ -8,8 +8,8 @@
 //   g' = 0 where g g0 < 0, else g
 //   u = sign(g') s'
 //
-// and g' is what the next step compares with. The sign of NaN is 0, as torch.sign has it.
-// The derivative of the sign is 0, so derivatives reach u through s alone.
+// The next step compares its gradient with g'. The sign of NaN is 0, as in torch.sign. The derivative of the sign is 0,
+// so derivatives reach u only through s.
 #pragma once
 
 #include "math/dual.h"

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a rule is, and what every rule gets from its one text: the update of a whole optimizer, the step in place, and
-// the exact derivatives of the update.
+// The definition of a rule, and the code that every rule gets from it: the update of a whole optimizer, the step in
+// place, and the exact derivatives of the update.
 //
 // A rule R turns a gradient into a direction. It is a type with
-//   kStates               how many tensors it remembers, like the gradient
-//   kHypers               how many hyper-parameters it has
-//   kCoefficients         how many numbers one tensor needs in one step
-//   R::Coefficients<S>    those numbers, a struct of nothing but S
+//   kStates               the number of state tensors, each with the shape of the gradient
+//   kHypers               the number of hyper-parameters
+//   kCoefficients         the number of coefficients for one tensor in one step
+//   R::Coefficients<S>    the coefficients, a struct whose members all have type S
 //   R::coefficients(h, k) from the hyper-parameters and the step k (counted from 1), for S = double or Dual<double, n>
 //   R::apply(c, g, state, u, next)
 //                         the rule on one element: direction u and next state from gradient g and state; for elements
 //                         of type T or Dual<T, n>, and coefficients of type T or of the elements' type
-// A rule with `kReadsParameter` true takes the parameter after g; where a form reads none, it gets 0.
+// A rule with `kReadsParameter` true takes the parameter after g. A form that reads no parameter passes 0.
 //
-// An optimizer is a rule between stages that all optimizers share. With g the gradient, p the parameter:
-//   g' = sign g + weight_decay p          sign is -1 to maximize
+// An optimizer is a rule between stages that all optimizers share. With the gradient g and the parameter p:
+//   g' = sign g + weight_decay p          sign is -1 if the optimizer maximizes
 //   u, state' = R(g', state)
 //   update = -lr (u + decoupled_weight_decay p)
 #pragma once
@@ -27,12 +27,12 @@
 
 namespace torchopt {
 
-/// The hyper-parameters of an optimizer start with these; those of its rule follow.
+/// The hyper-parameters of an optimizer start with these. Those of its rule follow.
 enum ChainHyper { kLr, kWeightDecay, kDecoupledWeightDecay, kChainHypers };
 
-/// kUpdate reads no parameter (both decays are 0), kDecayedUpdate reads it. kStep adds the update to the parameter, for
-/// decays of 0, and kDecayedStep for others. A decay of -0 is none: it adds nothing, where 0 adds 0 p, which is NaN for
-/// an infinite p.
+/// kUpdate reads no parameter (both decays are 0); kDecayedUpdate reads it. kStep adds the update to the parameter if
+/// the decays are 0, kDecayedStep does it otherwise. A decay of -0 adds nothing. A decay of 0 adds 0 p, which is NaN
+/// for an infinite p.
 enum class Form { kUpdate, kDecayedUpdate, kStep, kDecayedStep };
 
 TORCHOPT_HOST_DEVICE constexpr bool is_decayed(Form form) {
@@ -42,7 +42,7 @@ TORCHOPT_HOST_DEVICE constexpr bool is_step(Form form) {
     return form == Form::kStep || form == Form::kDecayedStep;
 }
 
-/// Whether `decay` stands for none.
+/// Whether `decay` is -0, which means no decay.
 template <class S>
 TORCHOPT_HOST_DEVICE bool is_none(const S& decay) {
     return value_of(decay) == 0 && 1 / value_of(decay) < 0;
@@ -71,7 +71,7 @@ struct Chain {
                   "the coefficients are a struct of nothing but numbers");
 };
 
-/// The coefficients as the array they are laid out as.
+/// The coefficients as an array, which has the same layout.
 template <class S, class Rule>
 TORCHOPT_HOST_DEVICE S* as_array(ChainCoefficients<S, Rule>& c) {
     return reinterpret_cast<S*>(&c);
@@ -84,14 +84,14 @@ TORCHOPT_HOST_DEVICE ChainCoefficients<S, Rule> chain_coefficients(
             Rule::template coefficients<S>(h + kChainHypers, static_cast<double>(step))};
 }
 
-/// What a kernel needs besides tensors, in its compute type.
+/// The data that a kernel needs besides tensors, in its compute type.
 template <class T, class Rule>
 struct Settings {
     T sign;
     ChainCoefficients<T, Rule> c;
 };
 
-/// In double for every T: 1 - 0.999^k loses four digits in float.
+/// Computed in double for every T: in float 1 - 0.999^k loses four digits.
 template <class T, class Rule>
 TORCHOPT_HOST_DEVICE Settings<T, Rule> settings(const double (&h)[Chain<Rule>::kHypers],
                                                 bool maximize, std::int64_t step) {
@@ -103,7 +103,7 @@ TORCHOPT_HOST_DEVICE Settings<T, Rule> settings(const double (&h)[Chain<Rule>::k
     return out;
 }
 
-/// hyper_cotangent[h] += sum_k coefficient_cotangent[k] * d coefficient_k / d hyper_h, exact by dual numbers.
+/// hyper_cotangent[h] += sum_k coefficient_cotangent[k] * d coefficient_k / d hyper_h, exact through dual numbers.
 template <class Rule>
 TORCHOPT_HOST_DEVICE void pull_back_coefficients(const double (&h)[Chain<Rule>::kHypers],
                                                  std::int64_t step,
@@ -119,14 +119,15 @@ TORCHOPT_HOST_DEVICE void pull_back_coefficients(const double (&h)[Chain<Rule>::
             hyper_cotangent[j] += coefficient_cotangent[k] * as_array(c)[k].partial[j];
 }
 
-// Not a requires expression: nvcc reads this as C++17.
+// Not a requires expression: nvcc compiles this as C++17.
 template <class Rule, class = void>
 inline constexpr bool reads_parameter = false;
 template <class Rule>
 inline constexpr bool reads_parameter<Rule, std::void_t<decltype(Rule::kReadsParameter)>> =
     Rule::kReadsParameter;
 
-/// One element of an optimizer. In: g, state..., and p unless kUpdate. Out: the update (or p + update), state'...
+/// Computes one element. Inputs: g, the states, and p unless kUpdate. Outputs: the update (or p + update), the new
+/// states.
 template <class Rule, Form kForm, class T, class C, class S>
 TORCHOPT_HOST_DEVICE void apply_chain(T sign, const ChainCoefficients<C, Rule>& c, const S* in,
                                       S* out) {
@@ -150,14 +151,14 @@ TORCHOPT_HOST_DEVICE void apply_chain(T sign, const ChainCoefficients<C, Rule>& 
     }
 }
 
-/// The cotangent of a parameter that only the decays read, from those of the direction and of g'.
+/// The cotangent of a parameter that only the decays read, given those of the direction and of g'.
 template <class T, class Rule>
 TORCHOPT_HOST_DEVICE T pull_back_decay(const ChainCoefficients<T, Rule>& c, T u, T g) {
     return add_decay(add_decay(T(0), u, c.decoupled_weight_decay), g, c.weight_decay);
 }
 
-// A kernel reads kInputs tensors and writes kOutputs, element by element, and adds up kSums numbers over all elements.
-// Where kMayBeAbsent, tensors may be left out: cotangents that are zero, and those that are not wanted.
+// A kernel reads kInputs tensors and writes kOutputs tensors element by element, and adds up kSums numbers over all
+// elements. With kMayBeAbsent, cotangents that are zero and outputs that are not wanted may be absent.
 
 /// The optimizer itself.
 template <class R, Form kForm>
@@ -174,10 +175,10 @@ struct Forward {
     }
 };
 
-/// The vector-Jacobian product of an update: reads the inputs of `Forward` followed by one cotangent for each output,
-/// writes one cotangent for each input:
+/// The vector-Jacobian product of an update. Reads the inputs of `Forward` followed by one cotangent for each output,
+/// and writes one cotangent for each input:
 ///   out[j] = sum_i cotangent[i] * d output_i / d input_j.
-/// Exact: the Jacobian comes from dual numbers run through the same text as the value.
+/// Exact: the Jacobian comes from running the code of the value with dual numbers.
 template <class R, Form kForm>
 struct DualVjp {
     using Rule = R;
@@ -189,7 +190,7 @@ struct DualVjp {
 
     template <class T>
     TORCHOPT_HOST_DEVICE static void apply(const Settings<T, Rule>& s, const T* in, T* out) {
-        // What only the decays read follows from the other cotangents.
+        // The cotangent of an input that only the decays read follows from the other cotangents.
         constexpr bool kSplit = is_decayed(kForm) && !reads_parameter<Rule>;
         constexpr int kVariables = Primal::kInputs - (kSplit ? 1 : 0);
         using S = Dual<T, kVariables>;
@@ -211,9 +212,9 @@ struct DualVjp {
     }
 };
 
-/// The same from a derivative of the rule that is written by hand, where that is faster. A rule that has one states
+/// The same from a hand-written derivative of the rule, where that is faster. Such a rule defines
 ///   R::pull_back(c, g, state, u_cotangent, next_cotangents, g_cotangent, state_cotangents)
-/// and csrc/tests/test_math.cpp holds it against `DualVjp`.
+/// and csrc/tests/test_math.cpp compares it with `DualVjp`.
 template <class R, Form kForm>
 struct HandVjp {
     using Rule = R;
@@ -247,8 +248,8 @@ inline constexpr bool kHasPullBack<Rule, std::void_t<decltype(&Rule::template pu
 template <class R, Form kForm>
 using Vjp = std::conditional_t<kHasPullBack<R>, HandVjp<R, kForm>, DualVjp<R, kForm>>;
 
-/// `DualVjp` of the decayed update with respect to the coefficients as well: they are the sums, in the order of
-/// `ChainCoefficients`.
+/// `DualVjp` of the decayed update, extended by derivatives with respect to the coefficients. These are the sums, in
+/// the order of `ChainCoefficients`.
 template <class R>
 struct HyperVjp {
     using Rule = R;
@@ -279,7 +280,7 @@ struct HyperVjp {
     }
 };
 
-/// `Second` after `First`: the direction of the one is the gradient of the other.
+/// `Second` after `First`: the direction of `First` is the gradient of `Second`.
 template <class First, class Second>
 struct Then {
     static constexpr int kStates = First::kStates + Second::kStates;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of rules: one row makes a rule known to the launchers, to Python and to the tests.
+// The table of rules. One row makes a rule available to the launchers, to Python and to the tests.
 #pragma once
 
 #include "math/adabelief.h"
@@ -21,7 +21,7 @@
 
 namespace torchopt::rules {
 
-// The name that Python uses = the type. CMakeLists.txt compiles one file for each.
+// Each name that Python uses equals a type. CMakeLists.txt compiles one file for each.
 using adabelief = AdaBelief;
 using adadelta = Adadelta;
 using adagrad = Adagrad;

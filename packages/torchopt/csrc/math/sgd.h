@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Stochastic gradient descent with momentum, before the multiplication with the step size.
+// Stochastic gradient descent with momentum, before it is multiplied by the step size.
 //
 // I. Sutskever, J. Martens, G. Dahl, G. Hinton, "On the importance of initialization and momentum in deep learning",
 // ICML 2013, in the form of torch.optim.SGD (the step size multiplies the trace, not the gradient):

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The few lines of test harness the C++ tests need.
+// A minimal test harness for the C++ tests.
 #pragma once
 
 #include <cmath>

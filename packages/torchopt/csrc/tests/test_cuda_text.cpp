@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The text of the CUDA kernels, compiled for the host (emulated_cuda/), against the OpenMP kernels: all rules, kinds and
-// dtypes, sizes around a pack and a block, addresses that are not aligned to a pack, more tensors than a launch takes.
+// Compares the CUDA kernels, compiled for the host (emulated_cuda/), with the OpenMP kernels. Covers all rules, kinds
+// and dtypes, sizes around a pack and a block, addresses not aligned to a pack, and more tensors than one launch takes.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -30,8 +30,8 @@ namespace {
 
 using namespace torchopt;
 
-/// One role: its tensors lie in separate memory, `offset` elements after an address that is aligned to a pack. Memory
-/// of exactly that size, so that the address sanitizer sees the first element behind it.
+/// One role. Its tensors are in separate memory, `offset` elements after an address aligned to a pack. The memory has
+/// exactly that size, so the address sanitizer detects an access to the element after the last.
 template <class Storage>
 struct Role {
     std::vector<std::vector<Storage>> memory;
@@ -51,7 +51,7 @@ Role<Storage> make_role(const std::vector<std::int64_t>& sizes, std::size_t offs
     for (const std::int64_t size : sizes) {
         std::vector<Storage> tensor(static_cast<std::size_t>(size) + offset);
         for (std::size_t k = 0; k < tensor.size(); ++k)
-            // In (0.1, 0.9): second moments are positive.
+            // Values in (0.1, 0.9): second moments are positive.
             store(static_cast<Compute<Storage>>(
                       0.5 + 0.4 * std::sin(phase + 0.37 * static_cast<double>(k))),
                   tensor[k]);
@@ -173,7 +173,7 @@ void check_dtype(const char* name, Dtype dtype) {
     const std::vector<std::int64_t> around = {0, 1,          3,      4,          5,
                                               0, kBlock - 1, kBlock, kBlock + 1, 2 * kBlock + 3};
     const std::vector<std::int64_t> few = {3, 0, kBlock + 1};
-    const std::vector<std::int64_t> many(130, 5);  // two launches and a half
+    const std::vector<std::int64_t> many(130, 5);  // two and a half launches
     for (const Kind kind : {Kind::kUpdate, Kind::kDecayedUpdate, Kind::kStep, Kind::kUpdateVjp,
                             Kind::kDecayedUpdateVjp}) {
         check_case<Rule, Storage>(name, kind, dtype, around, 0, true);
@@ -193,7 +193,7 @@ void check_rule(const char* name) {
     check_dtype<Rule, BFloat16>(name, Dtype::kBFloat16);
 }
 
-/// A launch takes as many tensors as fit, on the stream it was given; no launch for nothing.
+/// A launch takes as many tensors as fit and uses the given stream. Without tensors nothing is launched.
 void check_launches() {
     emulated_cuda::launches.clear();
     check_case<Adam, float>("adam", Kind::kUpdate, Dtype::kFloat32, {0, 0}, 0, false);
@@ -203,14 +203,14 @@ void check_launches() {
                             0, false);
     CHECK_TRUE(emulated_cuda::launches.size() == 1);
     CHECK_TRUE(emulated_cuda::launches[0].blocks == 3);
-    // Two launches, whose blocks write separate rows.
+    // Two launches whose blocks write separate rows.
     emulated_cuda::launches.clear();
     const std::vector<std::int64_t> many(40, 1);
     check_case<Adam, float>("adam", Kind::kHyperVjp, Dtype::kFloat32, many, 0, true);
     CHECK_TRUE(emulated_cuda::launches.size() == 2);
 }
 
-/// Afterwards the thread has the context that it had, and no other device got one.
+/// Afterwards the thread has its previous context, and no other device has one.
 void check_contexts() {
     for (void* const before :
          {static_cast<void*>(nullptr), static_cast<void*>(&emulated_cuda::devices[2])}) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launcher against a plain loop over the rule: sizes around the chunk, threads, in place, several tensors.
+// Compares the launcher with a plain loop over the rule: sizes around the chunk, threads, in place, several tensors.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -76,7 +76,7 @@ void check_adam(const std::vector<std::int64_t>& sizes, int num_threads, bool in
     }
 }
 
-/// Absent cotangents read as zeros, absent results are not written; for plain and for widened elements.
+/// Absent cotangents read as zeros and absent outputs are not written, for plain and for widened elements.
 template <class T>
 void check_absent(std::size_t size, int num_threads, Dtype dtype) {
     const std::vector<double> hypers = {0.5, 0.0, 0.0, 0.9, 0.999, 1e-8, 1e-4};

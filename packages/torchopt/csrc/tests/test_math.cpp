@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rules against numbers worked out by hand, every derivative against central differences.
+// Compares rules with numbers worked out by hand, and every derivative with central differences.
 #include <cmath>
 #include <cstdio>
 #include <initializer_list>
@@ -46,7 +46,7 @@ void check_vjp(const double (&h)[Chain<Rule>::kHypers], std::int64_t step) {
     }
 }
 
-/// Compares a derivative by hand with that by dual numbers, over magnitudes, signs and zero radicands.
+/// Compares a hand-written derivative with that from dual numbers, over magnitudes, signs and zero radicands.
 template <class Rule, Form kForm>
 void check_by_hand(const double (&h)[Chain<Rule>::kHypers], double tolerance) {
     using Hand = HandVjp<Rule, kForm>;
@@ -79,7 +79,7 @@ void test_derivatives_by_hand() {
     check_by_hand<Adamax, Form::kDecayedUpdate>({0.1, 0.05, -0.0, 0.9, 0.99, 1e-3}, 1e-13);
 }
 
-/// Where both sides of a maximum are equal, each has half of the cotangent.
+/// If both arguments of a maximum are equal, each gets half of the cotangent.
 void test_equal_sides_of_a_maximum() {
     const auto s = settings<double, Adamax>({-1.0, 0.0, 0.0, 0.0, 0.5, 0.0}, false, 1);
     const double in[] = {0.5, 0.0, 1.0, 1.0, 0.0, 4.0};  // u = g / max(nu / 2, |g|)
@@ -94,7 +94,7 @@ void test_equal_sides_of_a_maximum() {
     }
 }
 
-/// A decay of -0 is none: what is infinite or NaN stays where it is.
+/// A decay of -0 means no decay: infinities and NaN stay in their elements.
 void test_no_decay() {
     const auto s = settings<double, Adam>({0.1, -0.0, 0.5, 0.9, 0.99, 1e-3, 0.0}, false, 1);
     const double in[] = {std::nan(""), 0.0, 0.0, 0.3, 1.0, 0.0, 0.0};
@@ -153,7 +153,8 @@ void test_rprop_by_hand() {
     const double h[7] = {1.0, 0.0, 0.0, 0.5, 1.2, 0.3, 0.55};
     const double gradients[4] = {2.0, -2.0, 2.0, 0.0};
     const double sizes[4] = {0.4, 0.5, 0.54, 0.2};
-    // Grown; turned, so there is no step, and shrunk below the smallest; grown beyond the largest; raised to the smallest.
+    // The step size grows; the sign changes, so there is no step and the size shrinks to the smallest; grows to the
+    // largest; is raised to the smallest.
     const double expected[4][3] = {
         {-0.48, 2.0, 0.48}, {0.0, 0.0, 0.3}, {-0.55, 2.0, 0.55}, {0.0, 0.0, 0.3}};
     for (int i = 0; i < 4; ++i) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The part of the CUDA runtime that launch/cuda.inc uses, on the host: its text then compiles with any C++ compiler.
+// The part of the CUDA runtime that launch/cuda.inc uses, implemented on the host, so that any C++ compiler can compile
+// it.
 //
-// A block is `blockDim.x` threads with a barrier, blocks run one after another. Shared memory is static memory, so the
-// thread sanitizer sees a missing __syncthreads, and the address sanitizer an access outside of a tensor.
-// It is not a model of warps, of caches or of time.
+// A block is `blockDim.x` threads with a barrier, and blocks run one after another. Shared memory is static memory. So
+// the thread sanitizer detects a missing __syncthreads, and the address sanitizer an access outside a tensor. This does
+// not model warps, caches or time.
 #pragma once
 
 #include <barrier>
@@ -50,7 +51,7 @@ inline thread_local dim3 thread_index;
 inline thread_local dim3 block_index;
 inline thread_local std::barrier<>* block_barrier = nullptr;
 
-/// What the last launches looked like, for tests of the launch logic.
+/// The arguments of the last launches, for tests of the launch logic.
 struct Launch {
     unsigned blocks;
     unsigned threads;
@@ -58,7 +59,8 @@ struct Launch {
 };
 inline std::vector<Launch> launches;
 inline cudaError_t last_error = cudaSuccess;
-/// The current context of the calling thread: the address of a device's number, null for none. Devices that got one.
+/// The current context of the calling thread: the address of a device's number, or null. Also the devices that have
+/// one.
 inline int devices[4] = {0, 1, 2, 3};
 inline void* current_context = nullptr;
 inline std::vector<int> used_devices;
@@ -120,7 +122,7 @@ cudaError_t cudaLaunchKernel(void (*kernel)(A...), dim3 grid, dim3 block, void**
         for (unsigned b = 0; b < grid.x; ++b) {
             emulated_cuda::block_index = dim3(b);
             emulated_cuda::call(kernel, arguments, std::index_sequence_for<A...>());
-            barrier.arrive_and_wait();  // the next block has other shared memory
+            barrier.arrive_and_wait();  // the next block uses other shared memory
         }
     };
     std::vector<std::thread> threads;
