@@ -8,8 +8,8 @@ A pair of comments marks the place of a table, and everything between them is ge
 
 The two words name a suite and a table. The result is ``benchmarks/results/<suite>.json``, and
 ``<table>_table`` of ``benchmarks/<suite>/report.py`` (or of the module in ``REPORTS``) makes the
-text from it, preceded by the machine and versions on which it was measured. No number is written
-by hand.
+text from it, preceded by the machine and versions on which it was measured. Further tables of the
+same measurement on a page refer to the section of the first. No number is written by hand.
 
 The images in ``PICTURES`` are drawn from the same results.
 
@@ -59,7 +59,9 @@ REPORTS = {
 }
 BLOCK = re.compile(r"(<!-- bench:begin (\w+) (\w+) -->\n)(.*?)(<!-- bench:end -->)", re.DOTALL)
 
-Render = Callable[[str, str], str]
+HEADING = re.compile(r"^#{1,3} (.+)$", re.MULTILINE)
+
+Render = Callable[[str, str], tuple[str, str]]
 
 
 class ReportError(ValueError):
@@ -95,20 +97,20 @@ def picture_is_stale(picture: str, suite: str, root: Path = ROOT) -> bool:
     return not path.is_file() or stamp.encode() not in path.read_bytes()
 
 
-def render(suite: str, table: str, root: Path = ROOT) -> str:
-    """Return the Markdown of one table, with the machine on which it was measured.
+def render(suite: str, table: str, root: Path = ROOT) -> tuple[str, str]:
+    """Return the machine on which a table was measured and the table, as Markdown.
 
     Raises:
         ReportError: If the suite or the table does not exist, or the stored result cannot be read.
     """
     if not _stored(suite, root).is_file():
-        return "No result is stored; `python3 tools/dev.py bench` measures and stores one.\n"
+        return "", "No result is stored; `python3 tools/dev.py bench` measures and stores one."
     result, report = _result(suite, root), _report(suite, root)
     make = getattr(report, f"{table}_table", None)
     if make is None:
         known = ", ".join(n.removesuffix("_table") for n in dir(report) if n.endswith("_table"))
         raise ReportError(f"expected a table of {suite} ({known}), got {table!r}")
-    return f"{report.machine_lines(result).strip()}\n\n{make(result).strip()}\n"
+    return report.machine_lines(result).strip(), make(result).strip()
 
 
 def fill(text: str, render_table: Render) -> str:
@@ -124,7 +126,27 @@ def fill(text: str, render_table: Render) -> str:
             f"expected pairs of `bench:begin SUITE TABLE` and `bench:end`, got {begins} begins and "
             f"{ends} ends, of which {blocks} pair up"
         )
-    return BLOCK.sub(lambda m: f"{m[1]}\n{render_table(m[2], m[3])}\n{m[5]}", text)
+    first: dict[str, str] = {}  # the section in which a measurement is described
+
+    def filled(match: re.Match[str]) -> str:
+        machine, table = render_table(match[2], match[3])
+        if machine in first:
+            machine = f"Measured as under {first[machine]}."
+        elif machine:
+            title = HEADING.findall(text[: match.start()])[-1:]
+            first[machine] = f"[{title[0]}](#{anchor(title[0])})" if title else "the first table"
+        return "\n\n".join([match[1].rstrip(), *filter(None, (machine, table)), match[5]])
+
+    return BLOCK.sub(filled, text)
+
+
+def anchor(title: str) -> str:
+    """Return the anchor of a heading, as GitHub and MyST make it.
+
+    >>> anchor("Adam, with `foreach`")
+    'adam-with-foreach'
+    """
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def main(arguments: Sequence[str]) -> int:

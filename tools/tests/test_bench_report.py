@@ -16,11 +16,21 @@ TEXT = "before\n<!-- bench:begin optree map -->\nold\n<!-- bench:end -->\nafter\
 
 
 def test_only_what_stands_between_the_markers_changes() -> None:
-    filled = bench_report.fill(TEXT, lambda suite, table: f"{suite}/{table}\n")
+    filled = bench_report.fill(TEXT, lambda suite, table: (suite, table))
     assert filled == (
-        "before\n<!-- bench:begin optree map -->\n\noptree/map\n\n<!-- bench:end -->\nafter\n"
+        "before\n<!-- bench:begin optree map -->\n\noptree\n\nmap\n\n<!-- bench:end -->\nafter\n"
     )
-    assert bench_report.fill(filled, lambda suite, table: f"{suite}/{table}\n") == filled
+    assert bench_report.fill(filled, lambda suite, table: (suite, table)) == filled
+
+
+def test_a_page_describes_each_measurement_once() -> None:
+    block = "<!-- bench:begin {} map -->\n<!-- bench:end -->\n"
+    text = "# Speed of `map`\n" + "".join(map(block.format, ("a", "b", "a"))) + TEXT
+    filled = bench_report.fill(text, lambda suite, table: (f"machine of {suite}", table))
+    assert [filled.count(f"machine of {suite}\n") for suite in ("a", "b", "optree")] == [1, 1, 1]
+    assert filled.count("\nMeasured as under [Speed of `map`](#speed-of-map).\n\nmap\n") == 1
+    untitled = bench_report.fill(TEXT * 2, lambda suite, table: ("machine", table))
+    assert untitled.count("\nMeasured as under the first table.\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -28,11 +38,11 @@ def test_only_what_stands_between_the_markers_changes() -> None:
 )
 def test_a_marker_without_a_partner_is_refused(text: str) -> None:
     with pytest.raises(bench_report.ReportError, match="expected pairs of"):
-        bench_report.fill(text, lambda suite, table: "")
+        bench_report.fill(text, lambda suite, table: ("", ""))
 
 
 def test_a_missing_result_says_how_to_make_one(tmp_path: Path) -> None:
-    assert "tools/dev.py bench" in bench_report.render("optree", "map", tmp_path)
+    assert "tools/dev.py bench" in bench_report.render("optree", "map", tmp_path)[1]
 
 
 @pytest.fixture
@@ -59,7 +69,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_table_comes_with_the_machine_it_was_measured_on(stored: Path) -> None:
-    assert bench_report.render("speed", "map", stored) == "M\n\n| 3 |\n"
+    assert bench_report.render("speed", "map", stored) == ("M", "| 3 |")
 
 
 def test_an_unknown_table_names_those_there_are(stored: Path) -> None:
