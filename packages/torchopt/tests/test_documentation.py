@@ -123,10 +123,18 @@ def test_the_reference_has_every_public_module() -> None:
     assert public - internal - documented_modules() == set()
 
 
-def test_every_optimizer_is_on_the_page_of_its_family() -> None:
+def documented_members(module: str) -> list[str]:
+    """Return the names of a module that pages list one by one."""
     text = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
-    found = re.findall(r"^\.\. autofunction:: torchopt\.alias\.(\w+)$", text, re.MULTILINE)
-    assert sorted(found) == sorted(torchopt.alias.__all__)
+    entry = rf"^\.\. auto(?:function|class):: {re.escape(module)}\.(\w+)$"
+    return re.findall(entry, text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["alias", "transform", "diff.zero_order"])
+def test_modules_on_several_pages_are_documented_once_and_in_full(name: str) -> None:
+    module = importlib.import_module(f"torchopt.{name}")
+    elsewhere = {"Estimator", "GradientEstimate", "ZeroOrderGradientModule"}
+    assert sorted(documented_members(module.__name__)) == sorted({*module.__all__} - elsewhere)
 
 
 def resolve(dotted: str) -> Any:
