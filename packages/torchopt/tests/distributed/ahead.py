@@ -21,7 +21,7 @@ import torchopt.distributed as todist
 from torchopt.distributed import launch
 from torchopt.errors import WorkerError
 
-AT_ONCE = 4
+AT_ONCE = 6
 
 
 def ahead(work: Callable[..., Any]) -> Callable[[Any], Any]:

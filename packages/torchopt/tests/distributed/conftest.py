@@ -20,13 +20,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# Processes are forked from one that has finished all imports, including those that torch does at
-# first use, so that a start takes 20 ms instead of 3 s.
+# Processes are forked from one that has finished all imports, including those that torch and
+# torchopt do at first use, so that a start takes 20 ms instead of 3 s.
 multiprocessing.set_forkserver_preload(
     [
         "torch._dynamo",
         "torch.distributed.fsdp",
         "torch.distributed.checkpoint",
+        "torch.profiler._cupti_monitor",
+        "all_of_torchopt",
         *(path.stem for path in Path(__file__).parent.glob("*_programs.py")),
     ]
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import functools
 import gc
+import json
 import multiprocessing
 import os
 import signal
 import struct
 import tempfile
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -848,33 +850,67 @@ def started_at_a_port(rank: int, size: int, port: int, told: Path, go: Path) -> 
     told.write_text(repr(found))
 
 
-@todist.auto_init_rpc(backend="gloo", timeout=60.0)
-def one_of_two_worlds(number: int) -> Any:
-    """Return a step across machines, and the errors of a bad step and of a second rank 1."""
+def started_with_a_token(rank: int, environment: dict[str, str], told: Path) -> None:
+    """Tell why a world cannot be opened whose last rank has another token."""
+    os.environ.update(environment, RANK=str(rank), TORCHOPT_TOKEN="b" if rank == 2 else "a")
+    try:
+        todist.auto_init_rpc(backend="gloo", timeout=7.0)(todist.get_rank)()
+        found = "nothing"
+    except (RuntimeError, TimeoutError) as error:
+        found = str(error)
+    told.write_text(repr(found))
+
+
+def across_machines(number: int) -> dict[str, Any]:
+    """Return a step, errors, and what others learn of a world that runs on several machines."""
     theta = torch.tensor([1.0, -1.0 * number], requires_grad=True)
     engine = todist.TaskParallel([theta])
     engine.backward(lambda t: ((theta - t) ** 2).sum(), [0.0, 1.0])
-    told = outcome(lambda: engine.backward(lambda t: fail("bad task"), [0.0, 1.0]))
-    second = ""
+    failed = outcome(lambda: engine.backward(lambda t: fail("bad task"), [0.0, 1.0]))
+    assert theta.grad is not None
+    found: dict[str, Any] = {
+        "grad": theta.grad.tolist(),
+        "failed": failed[:3],
+        "shares files": engine.group.messages is not None,
+        "listens at": listening(),
+    }
+    opened: Any = session.current()
+    if (launchers := opened.meeting.launchers) is not None:
+        address = json.loads(launchers.get("torchopt/hub"))
+        found["token told"] = address[2] != ""
+        found["others' keys"] = [k for k in opened.watch.ask("keys") if launchers.check([k])]
     if todist.get_rank() == 1:
         try:
-            opened: Any = session.current()
-            find = functools.partial(opened.meeting.store.get, "torchopt/hub")
-            meeting.meet_by(find, lambda address: None, "", 1, (0, 1), 30.0)
+            address = [os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), ""]
+            if launchers is not None:
+                address = json.loads(launchers.get("torchopt/hub"))
+            meeting.meet_by(lambda: json.dumps(address), print, "", 1, (0, 1), 30.0)
         except RuntimeError as error:
-            second = str(error)
+            found["a second rank 1"] = str(error)
     todist.barrier()  # rank 0 stays until then
-    assert theta.grad is not None
-    return theta.grad.tolist(), told[:3], engine.group.messages is None, second
+    return found
 
 
 def worlds_across_machines() -> list[Any]:
     """Return the results of two worlds that the same processes open one after the other."""
     found = []
     for number in (1, 2):
-        found.append(one_of_two_worlds(number))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            world = todist.auto_init_rpc(backend="gloo", timeout=60.0)(across_machines)(number)
+        world["warned"] = any("set TORCHOPT_TOKEN to the same" in str(w.message) for w in told)
+        found.append(world)
         todist.shutdown()
     return found
+
+
+@todist.auto_init_rpc(timeout=60.0)
+def calls_across_machines() -> tuple[Any, list[str]]:
+    """Return the results of remote calls, and where this process listens."""
+    called = None
+    if todist.get_rank() == 0:
+        called = [on(rank, scaled, nn.Linear(2, 1), torch.ones(1, 2))[0].shape for rank in (0, 1)]
+    return called, listening()
 
 
 def users_own_world() -> Any:
@@ -1020,7 +1056,7 @@ def _size(net: nn.Module) -> Tensor:
 
 
 def listening() -> list[str]:
-    """Return the addresses at which this process listens in an open world (Linux)."""
+    """Return the addresses and ports at which this process listens in an open world (Linux)."""
     todist.barrier()
     inodes = set()
     for entry in Path("/proc/self/fd").iterdir():
@@ -1035,7 +1071,7 @@ def listening() -> list[str]:
         for line in Path(table).read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and fields[9] in inodes:
-                found.append(fields[1].partition(":")[0])
+                found.append(fields[1])
     return found
 
 

@@ -188,20 +188,95 @@ def test_a_late_process_is_told_which_world_is_open(made):
     assert "found one of 2 processes" in larger
 
 
-@ahead(
-    lambda folder: in_world(
-        programs.worlds_across_machines,
-        2,
-        env={"LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": meeting.loopback_interface()},
-    )
-)
-def test_worlds_across_machines_can_follow_each_other(made):
-    for rank, worlds in enumerate(made):
-        for number, (grad, told, is_across, second) in enumerate(worlds, 1):
-            assert grad == [1.0, -2.0 * number - 1.0]
-            assert told == (0, "task 1 of 2", "raised")
-            assert is_across
-            assert ("is this rank; end what is left" in second) == (rank == 1)
+def across(program, how: str) -> tuple[list, int]:
+    """Return the results of a world on "several machines", and the port at which it meets."""
+    environment = {
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.2",
+        "GLOO_SOCKET_IFNAME": meeting.loopback_interface(),
+        "TP_SOCKET_IFNAME": meeting.loopback_interface(),
+        "TORCHOPT_TOKEN": "" if how == "without a token" else "a secret",
+    }
+    if how == "a launcher's store":
+        store = torch.distributed.TCPStore("127.0.0.2", 0, is_master=True, wait_for_workers=False)
+        environment["TORCHELASTIC_USE_AGENT_STORE"], port = "True", store.port
+    else:
+        port = free_port()
+    return in_world(program, 2, env={**environment, "MASTER_PORT": str(port)}), port
+
+
+@pytest.mark.parametrize("how", ["without a token", "a token", "a launcher's store"])
+@ahead(lambda folder, how: across(programs.worlds_across_machines, how))
+def test_worlds_across_machines_can_follow_each_other(made, how):
+    found, port = made
+    for rank, worlds in enumerate(found):
+        for number, world in enumerate(worlds, 1):
+            assert world["grad"] == [1.0, -2.0 * number - 1.0]
+            assert world["failed"] == (0, "task 1 of 2", "raised")
+            assert not world["shares files"]
+            assert ("is this rank; end what is left" in world.get("a second rank 1", "")) == rank
+            # Nothing of the group is in a store that answers everyone; the token, if it must be.
+            assert world.get("others' keys", []) == []
+            assert world.get("token told", False) == (how == "without a token")
+            assert world["warned"] == (how == "without a token" and rank == 0)
+            if how == "a token":
+                hub = [x for x in world["listens at"] if x.endswith(f":{port:04X}")]
+                assert hub == ["0200007F:" + f"{port:04X}"] * (rank == 0)
+
+
+@ahead(lambda folder: across(programs.calls_across_machines, "a token"))
+def test_remote_calls_across_machines_use_the_store_of_the_ranks(made):
+    (first, others), port = made
+    assert first[0] == [()] * 2
+    assert f"0200007F:{port:04X}" in first[1]
+    assert all(x.startswith(("0100007F", "0200007F")) for x in (*first[1], *others[1]))
+
+
+def of_a_stranger(folder: Path) -> list:
+    """Return what processes learn that want to join a world with another token, or with none."""
+    port = free_port()
+    shared = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.2"}
+    ranks = [(r, {**shared, "MASTER_PORT": str(port)}, folder / str(r)) for r in range(3)]
+    ends_of(programs.started_with_a_token, ranks)
+    return [ast.literal_eval((folder / str(rank)).read_text()) for rank in range(3)]
+
+
+@ahead(of_a_stranger)
+def test_who_has_another_token_is_told_and_the_others_name_what_is_missing(made):
+    first, second, stranger = made
+    assert "rank 2: expected rank 0 at 127.0.0.2" in stranger
+    assert "set TORCHOPT_TOKEN to the same secret on every machine" in stranger
+    assert "ranks [2] are missing" in first
+    assert "rank 0" in second
+
+
+def test_lines_that_somebody_changes_repeats_or_adds_end_the_connection(hub):
+    watch, address = hub
+    for forge in (
+        lambda line: line.replace(b"a note", b"a lie!"),
+        lambda line: line + line,
+        lambda line: b'{"bye": true}\n' + line,
+        lambda line: line[::-1],
+    ):
+        link = connect(address, 1, RANKS, "the token", 30.0)
+        watch.wait_for_everyone(30.0)
+        sent = []
+        link.connection, real = SimpleNamespace(sendall=sent.append), link.connection
+        link.send({"doing": ["other", "a note", 0.0, [], 0.0]})
+        real.sendall(sent[0])
+        until = time.monotonic() + 30.0
+        while watch._views[1].doing.name != "a note":
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        link.send({"doing": ["other", "a note", 0.0, [], 0.0]})
+        real.sendall(forge(sent[1]))
+        failure = watch.wait_for_failure(30.0)
+        assert (failure.rank, failure.kind, watch._views[1].doing.name) == (1, "lost", "a note")
+        real.close()
+        watch._connections._links.clear()
+        watch._connections.admits = True
+        watch.failure = None
+        watch.failed.clear()
 
 
 @pytest.mark.parametrize(("silence", "kind"), [(0.0, "lost"), (5.0, "timed out")])

@@ -37,7 +37,7 @@ def test_nothing_listens_beyond_the_loopback_interface(standing, backend):
     for addresses in standing(programs.listening, 2, backend=backend):
         assert addresses  # gloo or TensorPipe do listen
         loopback = ("0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000")
-        assert set(addresses) <= set(loopback)
+        assert {address.partition(":")[0] for address in addresses} <= set(loopback)
 
 
 @pytest.mark.parametrize("backend", ["rpc", "gloo"])

@@ -50,6 +50,7 @@ class Connections:
 
     Attributes:
         admits: Whether ranks may still join.
+        ended: The ranks whose connections have ended.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Connections:
         self._told = told
         self._period = period
         self.admits = True
+        self.ended: set[int] = set()
         self._links: dict[int, Link] = {}
         self._strangers: list[Link] = []
         self._closing = False
@@ -87,8 +89,8 @@ class Connections:
         """Start the reading thread."""
         for rank, link in self._links.items():
             self._told.joined(rank)
-            for message in link.early:
-                self._told.heard(rank, message)
+            for line in link.early:
+                self._told.heard(rank, link.message(line))
         self._thread.start()
 
     @property
@@ -159,21 +161,21 @@ class Connections:
 
     def _read(self, link: Link) -> None:
         try:
-            messages = link.receive()
-            if messages is None:
-                self._drop(link)
-                if link.rank >= 0:
-                    self._told.lost(link.rank)
-                return
-            for message in messages:
+            lines = link.receive()
+            for line in lines or ():
+                message = link.message(line)
                 if link.rank < 0:
                     self._admit(link, message)
                 else:
-                    self._told.heard(link.rank, message)
-        except (StrangerError, KeyError, TypeError, ValueError):
-            # Not a rank: a missing rank is named later; a stranger is disconnected.
-            if link.rank < 0:
-                self._drop(link)
+                    with contextlib.suppress(KeyError, TypeError, ValueError):
+                        self._told.heard(link.rank, message)
+        except StrangerError:
+            lines = None
+        if lines is None:
+            self._drop(link)
+            if link.rank >= 0:  # of a stranger nothing is told: a missing rank is named later
+                self.ended.add(link.rank)
+                self._told.lost(link.rank)
 
     def _drop(self, link: Link) -> None:
         with contextlib.suppress(KeyError, ValueError):  # already closed in this round

@@ -2,7 +2,9 @@
 """Connections that carry one JSON object a line, between processes that share a token.
 
 Each side proves that it knows the token before the other side listens to it. The proof is a hash of
-the token and of a number that the other side has just drawn; the token itself is never sent.
+the token and of a number that the other side has just drawn; the token itself is never sent. From
+then on each line begins with a hash of the token, of both numbers and of the line, so that nobody
+between the two sides can change, repeat or add one. The lines themselves are not encrypted.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ __all__ = ["Link", "StrangerError", "connect"]
 _SENDING = 2.0  # seconds to wait for a process that does not read
 _GREETING = 30.0  # seconds to wait for the greeting: another program may be listening
 _LONGEST = 4096  # bytes that a stranger may send before it is disconnected
+_SEAL = 32  # characters of the hash before each line
 
 
 class StrangerError(Exception):
@@ -49,23 +52,64 @@ class Link:
         self.rank = rank
         self.who = ""
         self.challenge = secrets.token_hex(16)
-        self.early: list[dict[str, Any]] = []  # messages that came with the answer to the greeting
+        self.early: list[bytes] = []  # lines that came with the answer to the greeting
         self._pending = b""
         self._lock = threading.Lock()
+        self._key = b""  # of the seals; empty until both sides have proved that they know the token
+        self._sides = ("", "")
+        self._counts = [0, 0]  # sealed lines sent and received
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message; a closed connection is noticed when reading."""
+        line = json.dumps(message).encode()
         with self._lock, contextlib.suppress(OSError):
             try:
-                self.connection.sendall(json.dumps(message).encode() + b"\n")
+                self.connection.sendall(self._sealed(0, line) + line + b"\n")
             except TimeoutError:  # a part may have been sent, which would garble the next message
                 self.connection.shutdown(socket.SHUT_RDWR)
 
-    def receive(self) -> list[dict[str, Any]] | None:
-        """Return the messages that have come, or None at the end of the connection.
+    def seal(self, token: str, challenges: str, sides: tuple[str, str]) -> None:
+        """Seal all lines from now on.
+
+        Args:
+            token: The token of the world.
+            challenges: The numbers that both sides have drawn.
+            sides: The names of this side and of the other side.
+        """
+        self._key = hmac.digest(token.encode(), f"torchopt seals {challenges}".encode(), "sha256")
+        self._sides = sides
+
+    def _sealed(self, way: int, line: bytes) -> bytes:
+        """Return the seal of the next line to be sent (0) or received (1)."""
+        if not self._key:
+            return b""
+        self._counts[way] += 1
+        text = f"{self._sides[way]} {self._counts[way]} ".encode() + line
+        return hmac.digest(self._key, text, "sha256").hex()[:_SEAL].encode()
+
+    def message(self, line: bytes) -> dict[str, Any]:
+        """Return the message in a line that was received.
 
         Raises:
-            StrangerError: They are not messages.
+            StrangerError: It is no message, or not one of the other side.
+        """
+        if self._key:
+            seal, line = line[:_SEAL], line[_SEAL:]
+            if not hmac.compare_digest(seal, self._sealed(1, line)):
+                raise StrangerError
+        try:
+            message = json.loads(line)
+        except ValueError as error:
+            raise StrangerError from error
+        if not isinstance(message, dict):
+            raise StrangerError
+        return message
+
+    def receive(self) -> list[bytes] | None:
+        """Return the lines that have come, or None at the end of the connection.
+
+        Raises:
+            StrangerError: They are too long.
         """
         try:
             received = self.connection.recv(65536)
@@ -76,13 +120,7 @@ class Link:
         *lines, self._pending = (self._pending + received).split(b"\n")
         if self.rank < 0 and len(self._pending) > _LONGEST:
             raise StrangerError
-        try:
-            messages = [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise StrangerError from error
-        if not all(isinstance(message, dict) for message in messages):
-            raise StrangerError
-        return messages
+        return lines
 
     def greet(self) -> None:
         """Challenge a new connection to prove that it belongs to the world."""
@@ -111,6 +149,7 @@ class Link:
         self.send({"proof": proof(token, "hub", challenge, rank), "refused": words})
         if words is not None:
             raise StrangerError
+        self.seal(token, f"{rank} {self.challenge} {challenge}", ("hub", "member"))
         self.rank, self.who = rank, str(message.get("who"))
         return rank
 
@@ -135,12 +174,12 @@ def connect(
     link = Link(socket.create_connection(address, timeout=timeout), ranks[0])
     try:
         link.connection.settimeout(min(timeout, _GREETING))
-        greeting = _first(link)
+        challenge = str(_first(link).get("challenge"))
         link.connection.settimeout(timeout)
         link.send(
             {
                 "rank": rank,
-                "proof": proof(token, "member", str(greeting.get("challenge")), rank),
+                "proof": proof(token, "member", challenge, rank),
                 "challenge": link.challenge,
                 "size": len(ranks),
                 "who": f"process {os.getpid()} on {socket.gethostname()}",
@@ -152,6 +191,7 @@ def connect(
             raise StrangerError
         if answer.get("refused") is not None:
             raise RuntimeError(str(answer["refused"]))
+        link.seal(token, f"{rank} {challenge} {link.challenge}", ("member", "hub"))
     except BaseException:
         link.connection.close()
         raise
@@ -160,8 +200,8 @@ def connect(
 
 
 def _first(link: Link) -> dict[str, Any]:
-    while not (messages := link.receive()):
-        if messages is None:
+    while not (lines := link.receive()):
+        if lines is None:
             raise StrangerError
-    link.early = messages[1:]
-    return messages[0]
+    link.early = lines[1:]
+    return link.message(lines[0])

@@ -3,20 +3,25 @@
 
 On one machine they use a folder that only the user can read. A file in it holds the address of the
 hub and the token of the world; torch's stores (`FileStore`) lie beside it, so no store listens on a
-port. The store of a launcher such as torchrun only says where the folder is. Across machines the
-processes meet at `MASTER_ADDR` and `MASTER_PORT`, in torch's `TCPStore`. The token is then
-`TORCHOPT_TOKEN`; if that is not set, it goes through the store and is as secret as the store.
+port. The store of a launcher such as torchrun only says where the folder is.
+
+Across machines the token is `TORCHOPT_TOKEN`, and the hub listens at `MASTER_ADDR` and
+`MASTER_PORT`. If a launcher's store is there, the hub's address goes through it. Without
+`TORCHOPT_TOKEN` the token goes through torch's `TCPStore`, and is as secret as that: not at all.
+Everything else that the processes tell each other through a store is in a `HubStore`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import json
 import os
 import secrets
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -27,18 +32,24 @@ import torch.distributed as dist
 
 from torchopt.distributed.board import Board
 from torchopt.distributed.folder import FOLDER, HUB, Folder, is_met_at, place_of
+from torchopt.distributed.hub_store import HubStore
 from torchopt.distributed.link import StrangerError, connect
 from torchopt.distributed.watch import Watch
 
 __all__ = [
     "Meeting",
     "loopback_interface",
+    "meet_across_machines",
     "meet_at",
     "meet_by",
+    "meet_on_this_machine",
     "on_one_machine",
+    "require_address",
 ]
 
 TOKEN = "TORCHOPT_TOKEN"  # a secret that is given to all processes of a world
+_ADDRESS = "torchopt/hub"  # the key in the launcher's store
+_REOPENING = 5.0  # seconds for the address of a previous world to become free
 
 
 def loopback_interface() -> str:
@@ -59,8 +70,8 @@ def on_one_machine(world_size: int) -> bool:
     return False
 
 
-def _nothing() -> None:
-    """Do nothing; the default of `Meeting.withdraw`."""
+def _nothing(*args: Any) -> None:
+    """Do nothing."""
 
 
 class Meeting:
@@ -69,14 +80,16 @@ class Meeting:
     Attributes:
         watch: The connections and the watch over them.
         held: The folder of the processes of one machine; None across machines.
-        store: torch's store across machines; else None.
+        store: The store of the ranks across machines; else None.
+        launchers: The store through which they met, if there is one.
         withdraw: Takes back what has been published.
     """
 
     def __init__(self, watch: Watch, held: Folder | None) -> None:
         self.watch = watch
         self.held = held
-        self.store: Any = None
+        self.store: HubStore | None = None
+        self.launchers: Any = None
         self.withdraw: Callable[[], Any] = _nothing
 
     @property
@@ -92,10 +105,7 @@ class Meeting:
 
     def hide(self) -> None:
         """Withdraw the address, so that no other process can find this world."""
-        withdraw, self.withdraw = (
-            self.withdraw,
-            _nothing,
-        )  # only once: another world may use it next
+        withdraw, self.withdraw = self.withdraw, _nothing  # once: another world may use it next
         with contextlib.suppress(OSError, RuntimeError):  # the store may have been closed
             withdraw()
 
@@ -131,11 +141,9 @@ def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> M
         store = launcher_store(rank, len(ranks), timeout)
 
         def find() -> Path:
-            return Path(store.get("torchopt/hub").decode())
+            return Path(store.get(_ADDRESS).decode())
 
-        return meet_at(
-            find, lambda path: store.set("torchopt/hub", str(path)), rank, ranks, timeout
-        )
+        return meet_at(find, lambda path: store.set(_ADDRESS, str(path)), rank, ranks, timeout)
     port = os.environ["MASTER_PORT"]
     place = place_of(port)
     if rank == ranks[0] and is_met_at(place):
@@ -216,15 +224,56 @@ def meet_at(
             return Meeting(Watch(rank, ranks, timeout, token, hub=link, board=board), held)
 
 
+def meet_across_machines(rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
+    """Return the world if its processes run on several machines."""
+    require_address(len(ranks))
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if os.environ.get(TOKEN) and not is_launchers:  # then no store of torch is needed
+        told = json.dumps([host, port, ""])
+        met = meet_by(lambda: told, _nothing, host, rank, ranks, timeout, port=port)
+    else:
+        if rank == ranks[0] and not os.environ.get(TOKEN):
+            warnings.warn(
+                f"the token of this world is in the store at {host}:{port}, which gives it to "
+                "everyone who can connect; set TORCHOPT_TOKEN to the same secret on every machine",
+                stacklevel=2,
+            )
+        met = _meet_by_store(host, rank, ranks, timeout)
+    met.store = HubStore(met.watch.ask, 2 * timeout + 10)  # later than the judge
+    return met
+
+
+def _meet_by_store(host: str, rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
+    # A port that remains in use is reported soon, by rank 0.
+    deadline = time.monotonic() + (min(timeout, _REOPENING) if rank == ranks[0] else timeout)
+    while True:
+        try:
+            store = launcher_store(rank, len(ranks), timeout)
+            find, publish = partial(store.get, _ADDRESS), partial(store.set, _ADDRESS)
+            met = meet_by(find, publish, host, rank, ranks, timeout)
+        except dist.DistError:  # the store belonged to a previous world, which ended or is ending
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+            continue
+        met.launchers = store
+        if rank == ranks[0]:
+            met.withdraw = partial(store.delete_key, _ADDRESS)
+        return met
+
+
 def meet_by(
     find: Callable[[], str | bytes],
-    publish: Callable[[str], None],
+    publish: Callable[[str], Any],
     host: str,
     rank: int,
     ranks: tuple[int, ...],
     timeout: float,
+    *,
+    port: int = 0,
 ) -> Meeting:
-    """Return the world, whose processes run on several machines; the hub publishes its address.
+    """Return a world whose processes share no files; the hub publishes its address.
 
     Args:
         find: Returns the published text.
@@ -233,14 +282,12 @@ def meet_by(
         rank: The rank of this process.
         ranks: All ranks; the first is the hub.
         timeout: Seconds to wait for the others.
+        port: The port of the hub; 0: any.
     """
     given = os.environ.get(TOKEN)
     if rank == ranks[0]:
         token = given or secrets.token_hex(32)
-        try:
-            listener = socket.create_server((host, 0), backlog=len(ranks))
-        except OSError:  # the address belongs to a gateway: listen on every interface behind it
-            listener = socket.create_server(("", 0), backlog=len(ranks))
+        listener = _listener(host, port, len(ranks))
         watch = Watch(rank, ranks, timeout, token, listener=listener)
         record = [host, listener.getsockname()[1], "" if given else token]
         met = Meeting(watch, None)
@@ -248,28 +295,56 @@ def meet_by(
             publish(json.dumps(record))
             watch.wait_for_everyone(timeout)
         return met
-    host, port, told = json.loads(find())
-    token = given or told
+    started = time.monotonic()
+    while True:
+        host, port, told = json.loads(find())
+        token = given or told
+        try:
+            link = connect((host, port), rank, ranks, token, timeout)
+        except (OSError, StrangerError) as error:  # the hub may not listen yet, or end its world
+            is_stranger = isinstance(error, StrangerError)
+            if time.monotonic() < started + (min(timeout, _REOPENING) if is_stranger else timeout):
+                time.sleep(0.05)
+                continue
+            if is_stranger:
+                raise RuntimeError(
+                    f"rank {rank}: expected rank {ranks[0]} at {host}:{port} to know the token of "
+                    "this world, found a process that does not; set TORCHOPT_TOKEN to the same "
+                    "secret on every machine"
+                ) from None
+            raise TimeoutError(
+                f"rank {rank}: expected rank {ranks[0]} at {host}:{port} within {timeout:g} s, "
+                f"found none ({error}); start all processes with the same MASTER_ADDR and "
+                "MASTER_PORT, which must be reachable"
+            ) from error
+        return Meeting(Watch(rank, ranks, timeout, token, hub=link), None)
+
+
+def _listener(host: str, port: int, backlog: int) -> socket.socket:
     try:
-        link = connect((host, port), rank, ranks, token, timeout)
-    except StrangerError:
-        raise RuntimeError(
-            f"rank {rank}: expected rank {ranks[0]} at {host}:{port} to know the token of this "
-            "world, found one that does not; set TORCHOPT_TOKEN to the same on every machine"
-        ) from None
-    return Meeting(Watch(rank, ranks, timeout, token, hub=link), None)
+        return socket.create_server((host, port), backlog=backlog)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise
+    # The address belongs to a gateway: listen on every interface behind it.
+    return socket.create_server(("", port), backlog=backlog)
 
 
-def launcher_store(rank: int, world_size: int, timeout: float) -> Any:
-    """Return the store that the launcher's environment describes."""
-    from torch.distributed.rendezvous import rendezvous
-
+def require_address(world_size: int) -> None:
+    """Raise a `RuntimeError` where the environment has no address to meet at."""
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise RuntimeError(
                 f"expected {name} in the environment of a world of {world_size} processes, found "
                 "none; start the script with torchrun, with torchopt.distributed.spawn, or set it"
             )
+
+
+def launcher_store(rank: int, world_size: int, timeout: float) -> Any:
+    """Return the store that the launcher's environment describes."""
+    from torch.distributed.rendezvous import rendezvous
+
+    require_address(world_size)
     url = f"env://?rank={rank}&world_size={world_size}"
     store, _, _ = next(rendezvous(url, timeout=timedelta(seconds=timeout)))
     return store

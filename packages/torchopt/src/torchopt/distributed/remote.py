@@ -11,7 +11,11 @@ import contextlib
 import importlib
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import torch.distributed as dist
 
 from torchopt.distributed.meeting import Meeting, loopback_interface
 from torchopt.torch_internals import rpc_agent_is_set
@@ -20,6 +24,7 @@ __all__ = ["agent_is_set", "is_available", "leave", "open_alone", "open_world", 
 
 # A call that waits for another call holds a thread, and torch's default of 16 is soon used up.
 _THREADS = 128
+_SCHEME = "torchopt"
 
 
 def rpc() -> Any:
@@ -71,11 +76,28 @@ def open_world(
     """Let the processes of a world call each other."""
     if options is None and hasattr(rpc(), "TensorPipeRpcBackendOptions"):
         options = rpc().TensorPipeRpcBackendOptions(num_worker_threads=_THREADS)
-    if met.folder is not None and getattr(options, "init_method", None) == "env://":
-        options.init_method = f"file://{met.folder}/rpc"
+    if getattr(options, "init_method", None) == "env://":
+        if met.folder is not None:
+            options.init_method = f"file://{met.folder}/rpc"
+        else:
+            _given[_SCHEME] = met.store
+            torch_: Any = dist  # it exports no type for the function
+            with contextlib.suppress(RuntimeError):  # it is known from the previous world
+                torch_.register_rendezvous_handler(_SCHEME, _hand_over)
+            options.init_method = f"{_SCHEME}://"
     rpc().init_rpc(
         name, backend=backend, rank=rank, world_size=world_size, rpc_backend_options=options
     )
+
+
+_given: dict[str, Any] = {}  # the store of the ranks
+
+
+def _hand_over(url: str, **kwargs: Any) -> Iterator[tuple[Any, int, int]]:
+    """Give torch the store of the ranks, where its own would listen for everyone."""
+    del kwargs
+    query = parse_qs(urlparse(url).query)
+    yield _given[_SCHEME], int(query["rank"][0]), int(query["world_size"][0])
 
 
 def leave(orderly: bool) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters and barriers that the ranks share: the hub keeps them, and the others ask the hub.
+"""Counters, barriers and values of all ranks: the hub keeps them, and the others ask the hub.
 
-member ──▶ hub    {"draw"}, {"enter"}
-hub ──▶ member    {"drawn"}, {"open"}
+member ──▶ hub    {"ask", "number"}
+hub ──▶ member    {"answer", "value"}
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ __all__ = ["Rendezvous"]
 _LOOK = 0.2  # seconds between two checks for the failure of another process
 _TELLING = 2.0  # seconds that the judging process has to name the late one
 
+_Asker = tuple[int, int]  # rank, and the number of its question
+_Answers = list[tuple[_Asker, Any]]
+
 
 class Rendezvous:
-    """The counters and barriers of a world, as one process sees them.
+    """What the ranks of a world share, as one process sees it.
 
     Args:
         rank: The rank of this process.
-        hub: The rank of the process that keeps the counters and barriers.
+        hub: The rank of the process that keeps everything.
         send: Sends a message to a rank.
         check: Raises if another process failed.
         clock: Returns the time in seconds.
@@ -43,18 +46,17 @@ class Rendezvous:
         self._check = check
         self._clock = clock
         self._changed = threading.Condition()
-        self._answers: dict[Any, Any] = {}
         self._numbers = itertools.count()
+        self._asked: set[int] = set()  # the questions of this process that are not answered
+        self._answers: dict[int, Any] = {}
         self._counters: dict[str, tuple[int, int]] = {}
-        self._entered: dict[str, list[int]] = {}
+        self._entered: dict[str, list[_Asker]] = {}
+        self._values: dict[str, str] = {}
+        self._waiting: list[tuple[_Asker, list[str]]] = []  # for values that are not there yet
 
     def draw(self, counter: str, purpose: int, amount: int) -> int:
         """Add to a counter and return its old value; see `board.Counter`."""
-        if self.rank == self.hub:
-            return self._add(counter, purpose, amount)
-        number = next(self._numbers)
-        self._send(self.hub, {"draw": [counter, purpose, amount], "number": number})
-        return int(self._answer(number, None, ""))
+        return int(self.ask("draw", counter, purpose, amount))
 
     def barrier(self, name: str, size: int, timeout: float) -> None:
         """Wait until `size` processes have reached the barrier of this name.
@@ -63,67 +65,138 @@ class Rendezvous:
             WorkerError: Another process failed.
             TimeoutError: A process is late and cannot be identified.
         """
-        if self.rank == self.hub:
-            self._enter(name, size, self.rank)
-        else:
-            self._send(self.hub, {"enter": name, "size": size})
-        self._answer(
-            name,
-            timeout,
+        late = (
             f"rank {self.rank}: expected {size} processes at the barrier within {timeout:g} s; one "
-            "of them is late or does not come here",
+            "of them is late or does not come here"
         )
+        self.ask("enter", name, size, timeout=timeout + _TELLING, late=late)
 
-    def _answer(self, key: Any, timeout: float | None, late: str) -> Any:
-        deadline = None if timeout is None else self._clock() + timeout + _TELLING
-        with self._changed:
-            while key not in self._answers:
-                self._changed.wait(_LOOK)
-                self._check()
-                if deadline is not None and self._clock() > deadline:
-                    raise TimeoutError(late)
-            return self._answers.pop(key)
+    def ask(self, what: str, *args: Any, timeout: float | None = None, late: str = "") -> Any:
+        """Ask the hub and return its answer.
+
+        Args:
+            what: A method of this class, without `do_`.
+            *args: Its arguments, which JSON can represent.
+            timeout: Seconds to wait for the answer; None: no limit.
+            late: The text of the error after this time.
+
+        Raises:
+            WorkerError: Another process failed.
+            TimeoutError: There is no answer in time.
+        """
+        number = next(self._numbers)
+        deadline = None if timeout is None else self._clock() + timeout
+        self._asked.add(number)
+        try:
+            if self.rank == self.hub:
+                self._settle((self.rank, number), what, *args)
+            else:
+                self._send(self.hub, {"ask": [what, *args], "number": number})
+            with self._changed:
+                while number not in self._answers:
+                    self._changed.wait(_LOOK)
+                    self._check()
+                    if deadline is not None and self._clock() > deadline:
+                        raise TimeoutError(late)
+                return self._answers.pop(number)
+        finally:
+            self._asked.discard(number)
 
     # --- the watching thread ----------------------------------------------------------------------
 
     def hear(self, rank: int, message: dict[str, Any]) -> None:
         """Handle a message from another rank."""
-        if "draw" in message:
-            value = self._add(*message["draw"])
-            self._send(rank, {"drawn": message["number"], "value": value})
-        elif "drawn" in message:
-            self._keep(message["drawn"], message["value"])
-        elif "enter" in message:
-            self._enter(message["enter"], message["size"], rank)
-        elif "open" in message:
-            self._keep(message["open"], True)
+        if "ask" in message:
+            self._settle((rank, message["number"]), *message["ask"])
+        elif "answer" in message:
+            self._keep(message["answer"], message["value"])
 
     def wake(self) -> None:
         """Wake the waiting threads to check for a failure."""
         with self._changed:
             self._changed.notify_all()
 
-    def _keep(self, key: Any, value: Any) -> None:
+    def _keep(self, number: int, value: Any) -> None:
         with self._changed:
-            self._answers[key] = value
-            self._changed.notify_all()
+            if number in self._asked:
+                self._answers[number] = value
+                self._changed.notify_all()
 
-    def _add(self, counter: str, purpose: int, amount: int) -> int:
-        with self._changed:
-            last, value = self._counters.get(counter, (purpose, 0))
-            value = value if last == purpose else 0
-            self._counters[counter] = purpose, value + amount
-        return value
+    # --- at the hub -------------------------------------------------------------------------------
 
-    def _enter(self, name: str, size: int, rank: int) -> None:
+    def _settle(self, asker: _Asker, what: str, *args: Any) -> None:
+        """Do what is asked, and send the answers that are ready."""
         with self._changed:
-            here = self._entered.setdefault(name, [])
-            here.append(rank)
-            if len(here) < size:
-                return
-            del self._entered[name]
-        for each in here:
-            if each == self.rank:
-                self._keep(name, True)
+            ready = getattr(self, f"do_{what}")(asker, *args)
+        for (rank, number), value in ready:
+            if rank == self.rank:
+                self._keep(number, value)
             else:
-                self._send(each, {"open": name})
+                self._send(rank, {"answer": number, "value": value})
+
+    def do_draw(self, asker: _Asker, counter: str, purpose: int, amount: int) -> _Answers:
+        """Add to a counter; answer with its old value."""
+        last, value = self._counters.get(counter, (purpose, 0))
+        value = value if last == purpose else 0
+        self._counters[counter] = purpose, value + amount
+        return [(asker, value)]
+
+    def do_enter(self, asker: _Asker, name: str, size: int) -> _Answers:
+        """Enter a barrier; answer all when all have entered."""
+        here = self._entered.setdefault(name, [])
+        here.append(asker)
+        if len(here) < size:
+            return []
+        del self._entered[name]
+        return [(each, True) for each in here]
+
+    def do_get(self, asker: _Asker, keys: list[str]) -> _Answers:
+        """Answer with the values of keys when all are there."""
+        self._waiting.append((asker, keys))
+        return self._found()
+
+    def do_set(self, asker: _Asker, values: dict[str, str]) -> _Answers:
+        """Set values."""
+        self._values.update(values)
+        return [(asker, None), *self._found()]
+
+    def do_exchange(self, asker: _Asker, key: str, expected: str, desired: str) -> _Answers:
+        """Set a value if it is the expected one; answer with the value afterwards.
+
+        As in torch's stores, a key that is not there equals "", and otherwise `expected` is the
+        answer.
+        """
+        before = self._values.get(key)
+        if (before or "") != expected:
+            return [(asker, expected if before is None else before)]
+        self._values[key] = desired
+        return [(asker, desired), *self._found()]
+
+    def do_add(self, asker: _Asker, key: str, amount: int) -> _Answers:
+        """Add to a number; answer with the sum."""
+        self._values[key] = str(int(self._values.get(key, "0")) + amount)
+        return [(asker, self._values[key]), *self._found()]
+
+    def do_append(self, asker: _Asker, key: str, more: str) -> _Answers:
+        """Append to a value."""
+        self._values[key] = self._values.get(key, "") + more
+        return [(asker, None), *self._found()]
+
+    def do_delete(self, asker: _Asker, key: str) -> _Answers:
+        """Delete a value; answer whether there was one."""
+        return [(asker, self._values.pop(key, None) is not None)]
+
+    def do_keys(self, asker: _Asker) -> _Answers:
+        """Answer with all keys."""
+        return [(asker, list(self._values))]
+
+    def _found(self) -> _Answers:
+        """Return the answers to those who wait for values that are there now."""
+        ready, waiting = [], []
+        for asker, keys in self._waiting:
+            if all(key in self._values for key in keys):
+                ready.append((asker, [self._values[key] for key in keys]))
+            else:
+                waiting.append((asker, keys))
+        self._waiting = waiting
+        return ready

@@ -19,10 +19,8 @@ import multiprocessing
 import multiprocessing.util
 import os
 import socket
-import time
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +50,7 @@ __all__ = [
 ]
 
 DEFAULT_TIMEOUT = 300.0  # seconds
-_ADDRESS = "torchopt/hub"  # the key in torch's store
-_REOPENING = 5.0  # seconds for the port of a previous world to become free
+_LEAVING = 5.0  # seconds that rank 0 keeps its store for ranks that still end their groups
 
 
 @dataclass
@@ -129,38 +126,13 @@ def current() -> Session | None:
 def _meet(rank: int, world_size: int, timeout: float) -> Meeting:
     ranks = tuple(range(world_size))
     if not meeting.on_one_machine(world_size):
-        return _meet_across_machines(rank, ranks, timeout)
+        return meeting.meet_across_machines(rank, ranks, timeout)
     if FOLDER not in os.environ and "MASTER_PORT" not in os.environ:
-        meeting.launcher_store(rank, world_size, timeout)  # raises and says what is missing
+        meeting.require_address(world_size)
     lo = meeting.loopback_interface()
     for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, lo)
     return meeting.meet_on_this_machine(rank, ranks, timeout)
-
-
-def _meet_across_machines(rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
-    # A port that remains in use is reported soon, by rank 0.
-    deadline = time.monotonic() + (min(timeout, _REOPENING) if rank == ranks[0] else timeout)
-    while True:
-        try:
-            store = meeting.launcher_store(rank, len(ranks), timeout)
-            met = meeting.meet_by(
-                partial(store.get, _ADDRESS),
-                partial(store.set, _ADDRESS),
-                os.environ["MASTER_ADDR"],
-                rank,
-                ranks,
-                timeout,
-            )
-        except dist.DistError:  # the store belonged to a previous world, which ended or is ending
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-            continue
-        met.store = store
-        if rank == ranks[0]:
-            met.withdraw = partial(store.delete_key, _ADDRESS)
-        return met
 
 
 def _close_at_exit() -> None:
@@ -222,14 +194,9 @@ def open_collective(backend: str, rank: int, world_size: int, timeout: float) ->
 def _open_group(met: Meeting, backend: str, rank: int, world_size: int, timeout: float) -> None:
     if backend == "collective":
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if met.folder is not None:
-        store = met.file_store("group", world_size)
-    else:
-        stores: Any = dist  # the name is documented, but missing in `__all__`
-        store = stores.PrefixStore("group", met.store)
     dist.init_process_group(
         backend,
-        store=store,
+        store=met.file_store("group", world_size) if met.store is None else met.store,
         rank=rank,
         world_size=world_size,
         # For operations of others, such as those of `fully_shard`, so that the judge decides first.
@@ -337,6 +304,8 @@ def _leave(session: Session) -> set[int]:
 
         remote.leave(orderly and session.world_size > 1)
     if watch is not None:
+        if orderly and session.meeting is not None and session.meeting.store is not None:
+            watch.wait_for_ends(_LEAVING)
         watch.close()
     if session.meeting is not None:
         session.meeting.end()

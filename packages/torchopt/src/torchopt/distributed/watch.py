@@ -184,6 +184,17 @@ class Watch:
         """Add to a shared counter and return its old value; see `board.Counter`."""
         return self._rendezvous.draw(counter, purpose, amount)
 
+    def ask(self, what: str, *args: Any, timeout: float | None = None, late: str = "") -> Any:
+        """Ask the hub; see `Rendezvous.ask`."""
+        return self._rendezvous.ask(what, *args, timeout=timeout, late=late)
+
+    def wait_for_ends(self, timeout: float) -> None:
+        """Wait, at the hub, until the connections of the others have ended."""
+        if self.rank == self.hub:
+            links = self._connections
+            with self._changed:
+                self._changed.wait_for(lambda: links.ended.issuperset(links.ranks), timeout)
+
     def barrier(self, name: str, size: int, ranks: tuple[int, ...], timeout: float) -> None:
         """Wait until `size` processes have reached the barrier of this name.
 
