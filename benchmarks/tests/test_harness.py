@@ -65,8 +65,27 @@ def test_a_cell_that_is_measured_again_replaces_the_old_one(tmp_path: Path) -> N
 @pytest.mark.parametrize("path", sorted(results.RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_no_stored_result_has_a_cell_twice(path: Path) -> None:
     cells = json.loads(path.read_text(encoding="utf-8")).get("cells", ())
-    names = Counter(results.identity(cell) for cell in cells if "run" in cell)
+    names = Counter(map(results.identity, cells))
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_a_result_that_would_lose_a_cell_is_not_stored(tmp_path: Path) -> None:
+    made = result("2026-01-01", 1.0, "a", "b")
+    made["cells"] = [{**cell, "tree": None, "layout": cell["tree"]} for cell in made["cells"]]
+    results.store(made, tmp_path / "speed.json")
+    assert len(results.read_result("speed", tmp_path)["cells"]) == 2
+    made["cells"] = [{**cell, "layout": "a"} for cell in made["cells"]]
+    with pytest.raises(ValueError, match="expected one cell of each identity"):
+        results.store(made, tmp_path / "speed.json")
+
+
+@pytest.mark.parametrize(("threads", "stored"), [(1, False), (2, True)])
+def test_each_thread_may_add_one_to_the_load(tmp_path: Path, threads: int, stored: bool) -> None:
+    made = result("2026-01-01", 2.1, "a")
+    made["settings"]["threads"] = threads
+    options = argparse.Namespace(output=tmp_path / "x.json", under_load=False, update=False)
+    assert program.finish(made, options) == int(not stored)
+    assert options.output.exists() is stored
 
 
 def test_no_stored_result_was_measured_under_load() -> None:

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from benchmarks.torchopt import cpu_kernels, gpu_kernels, kernel_rivals
+from torch.utils._pytree import tree_map_only
 
 SHAPES = [(4,), (2, 3)]
 
@@ -66,7 +69,22 @@ def test_cpu_cells() -> None:
         "Adam forward and backward",
         "operations",
     }
-    assert all(cell["fraction_of_triad"] > 0 for cell in cells if cell["case"] != "operations")
+    timed = [cell for cell in cells if cell["case"] != "operations"]
+    assert all(cell["fraction_of_triad"] > 0 for cell in timed)
+    assert all(cell["load"] >= 0 and cell["clock"] == "perf_counter" for cell in timed)
+
+
+@pytest.mark.parametrize("function", ["functional", "differentiated", "differentiated_in_all"])
+def test_a_wrong_backend_is_not_timed(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    def wrong(params: Sequence[torch.Tensor], backend: kernel_rivals.Backend) -> Callable[[], Any]:
+        run = right(params, backend)
+        factor = 1.01 if backend == "native" else 1.0
+        return lambda: tree_map_only(torch.Tensor, lambda x: factor * x, run())
+
+    right = getattr(kernel_rivals, function)
+    monkeypatch.setattr(kernel_rivals, function, wrong)
+    with pytest.raises(AssertionError, match="not close"):
+        cpu_kernels.measure({"tiny": SHAPES}, 0.0)
 
 
 def test_fusion_saves_operations() -> None:

@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.machine import load
 from benchmarks.harness.process import KEEP_MEMORY
 from benchmarks.harness.program import finish
 from benchmarks.harness.results import RESULTS, new_result
@@ -66,6 +67,8 @@ def measure(layouts: dict[str, list[tuple[int, ...]]], seconds: float) -> list[d
                 "layout": layout,
                 "case": case,
                 "rival": name,
+                "clock": "perf_counter",
+                "load": load(),
                 "seconds": time.least,
                 "median": time.median,
                 "cold": time.cold,
@@ -97,9 +100,9 @@ def measure(layouts: dict[str, list[tuple[int, ...]]], seconds: float) -> list[d
         steps = rivals.in_place_rivals(shapes, "cpu")
         table(layout, "Adam in place", steps | triad, rivals.IN_PLACE_BYTES, size)
         params = rivals.make_parameters(shapes, "cpu")
+        rivals.check_backends(params)
         runs = {str(b): rivals.functional(params, b) for b in rivals.BACKENDS}
         table(layout, "Adam functional", runs | triad, rivals.FUNCTIONAL_BYTES, size)
-        rivals.check_differentiated(params)
         runs = {str(b): rivals.differentiated_in_all(params, b) for b in rivals.BACKENDS}
         both = rivals.FUNCTIONAL_BYTES + rivals.BACKWARD_BYTES
         table(layout, "Adam forward and backward, by all", runs | triad, both, size)

@@ -288,7 +288,7 @@ def measure_here(arguments: argparse.Namespace) -> None:
         return {str(b): make(params, b) for b in rivals.BACKENDS}
 
     def checked(params: Any) -> dict[str, Any]:
-        rivals.check_differentiated(params)
+        rivals.check_backends(params)
         return in_turns(rivals.differentiated, params)
 
     for label, elements, count in layouts(arguments):
