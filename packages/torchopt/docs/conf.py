@@ -51,11 +51,13 @@ def plain_text(
 ) -> None:
     """Treat docstrings as plain text: bars and stars are mathematics, not markup.
 
-    Markdown tables become tables; literal blocks and examples do not change.
+    Markdown tables become tables, and indented formulas become literal blocks. Literal blocks and
+    examples do not change.
     """
     out: list[str] = []
     example = literal = False
     indent = 0
+    above = ""
     rows = iter(range(len(lines)))
     for number in rows:
         line = lines[number]
@@ -63,6 +65,10 @@ def plain_text(
         depth = len(line) - len(line.lstrip())
         example = (example and not blank) or line.lstrip().startswith(">>>")
         literal = literal and (blank or depth > indent)
+        if depth and TEXT.match(above) and not (lines[number - 1].strip() or example or literal):
+            out += ["::", ""]
+            literal, indent = True, 0
+        above = above if blank else line
         if example or literal:
             out.append(line)
         elif RULE.match("".join(lines[number + 1 : number + 2])):
@@ -77,6 +83,8 @@ def plain_text(
     lines[:] = out
 
 
+# A paragraph at the margin: no section such as "Args:", no directive, item of a list or table.
+TEXT = re.compile(r"(?![A-Z]\w*(?: \w+)?:$|\.\. |\* |\d+\. |\|)\S")
 RULE = re.compile(r"\s*\|(?:-+\|)+$")
 
 
