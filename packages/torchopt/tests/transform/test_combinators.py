@@ -456,3 +456,19 @@ def test_a_flat_chain_of_one_is_a_member_of_a_chain_in_place(name: str, last: An
     assert not torch.equal(results[0], torch.tensor([1.0, 1.0, 2.0], dtype=DOUBLE))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    "inner", [accumulate(torchopt.adam(0.1), 2), torchopt.transform.sam(torchopt.sgd(0.1))]
+)
+def test_a_step_by_an_earlier_gradient_keeps_the_dtype_of_the_parameters(inner: Any) -> None:
+    """The second call has no gradient for the first leaf, and steps it nevertheless."""
+    optimizer = in_precision(inner, DOUBLE)
+    params: Any = [torch.ones(2), torch.ones(1)]
+    state = optimizer.init(params)
+    for grads in ([torch.ones(2), torch.ones(1)], [None, torch.ones(1)]):
+        updates, state = optimizer.update(grads, state, params=params, inplace=False)
+        params = torchopt.apply_updates(params, updates, inplace=False)
+    assert [p.dtype for p in params] == [torch.float32, torch.float32]
+    assert updates[0] is not None
+    assert updates[0].abs().sum() > 0

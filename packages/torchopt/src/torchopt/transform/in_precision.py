@@ -32,7 +32,7 @@ class InPrecision(Wrapper):
         return self.inner.init(self._cast(params))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Step in `dtype`; return updates in the dtype of the gradients."""
+        """Step in `dtype`; return updates in the dtype of the gradients, or of the parameters."""
         stepped, state = self.inner.update(
             self._cast(updates),
             state,
@@ -40,10 +40,12 @@ class InPrecision(Wrapper):
             inplace=inplace,
         )
 
-        def back(u: Tensor | None, g: Tensor | None) -> Tensor | None:
-            return u if u is None or g is None else u.to(g.dtype)
+        def back(u: Tensor | None, g: Tensor | None, p: Tensor | None = None) -> Tensor | None:
+            like = p if g is None else g  # `inner` may step by an earlier gradient
+            return u if u is None or like is None else u.to(like.dtype)
 
-        return tree_map(back, stepped, updates, none_is_leaf=True), state
+        trees = (stepped, updates) if params is None else (stepped, updates, params)
+        return tree_map(back, *trees, none_is_leaf=True), state
 
 
 def in_precision(
@@ -51,7 +53,8 @@ def in_precision(
 ) -> GradientTransformation:
     """Return `inner` with its arithmetic and its states in `dtype`.
 
-    Use it for bfloat16 parameters with float32 moments. Updates have the dtype of the gradients.
+    Use it for bfloat16 parameters with float32 moments. Updates have the dtype of the gradients; if
+    there is none, that of the parameters.
 
     Args:
         inner: The transformation.
