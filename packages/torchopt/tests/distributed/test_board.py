@@ -102,6 +102,7 @@ def test_only_stopped_processes_of_the_world_are_killed(tmp_path):
                 time.sleep(0.01)
         own.end_stopped(range(9))
         assert stopped.wait(60.0) == -signal.SIGKILL
+        assert [own.was_ended(rank) for rank in (1, 2, 3)] == [True, False, False]
         assert _seen(running.pid)[0] != "Z"
         assert _seen(stranger.pid)[0] == "T"
     finally:

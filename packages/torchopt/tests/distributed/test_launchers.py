@@ -23,6 +23,7 @@ from ahead import ahead, codes_of, ends_of, free_port, in_world, started
 
 from torchopt.distributed import connections, meeting, slurm
 from torchopt.distributed import link as link_module
+from torchopt.distributed.board import Board
 from torchopt.distributed.link import Link, StrangerError, connect
 from torchopt.distributed.watch import Watch
 from torchopt.errors import WorkerError
@@ -279,11 +280,25 @@ def test_lines_that_somebody_changes_repeats_or_adds_end_the_connection(hub):
         watch.failed.clear()
 
 
-@pytest.mark.parametrize(("silence", "kind"), [(0.0, "lost"), (5.0, "timed out")])
-def test_a_process_that_was_silent_before_it_ended_counts_as_stuck(hub, silence, kind):
+@pytest.mark.parametrize(
+    ("silence", "was_ended", "kind"),
+    [
+        (0.0, False, "lost"),
+        (2.0, False, "lost"),
+        (0.0, True, "timed out"),
+        (5.0, False, "timed out"),
+    ],
+)
+def test_only_a_process_that_was_stuck_before_its_end_timed_out(
+    hub, tmp_path, silence, was_ended, kind
+):
+    """A process that is slow on a busy machine and then ends is lost."""
     watch, address = hub
+    watch._board = Board(tmp_path, 0)
     link = connect(address, 1, RANKS, "the token", 30.0)
     watch.wait_for_everyone(30.0)
+    if was_ended:
+        watch._board._mark(1).touch()
     watch._views[1].heard -= silence
     link.connection.close()
     failure = watch.wait_for_failure(30.0)

@@ -174,3 +174,19 @@ def test_a_process_that_a_task_forked_does_not_hide_the_end_of_its_rank(made):
     assert {*found} == {0, 2}
     for told in found.values():
         assert told[:3] == (1, "task 2 of 5", "lost")
+
+
+@ahead(lambda folder: in_world(programs.engines_of_before, 2))
+def test_engines_from_before_the_world_do_not_count(made):
+    assert made == [[2.0 * t for t in programs.TASKS]] * 2
+
+
+@ahead(lambda folder: told_of(folder, programs.hub_that_stops_at_a_draw, 2, str(folder / "report")))
+def test_a_rank_that_draws_from_a_stopped_one_names_it(made):
+    _, found = made
+    assert found[1][:3] == (0, "task 1 of 5", "timed out")
+
+
+@ahead(lambda folder: in_world(programs.turns_of_a_fork, 1))
+def test_a_process_forked_beside_a_busy_thread_has_locks_of_its_own(made):
+    assert made == [(True, True)]

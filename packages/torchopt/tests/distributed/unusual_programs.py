@@ -7,19 +7,22 @@ import functools
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
-from distributed_programs import F64, die, outcome
+from distributed_programs import F64, die, judge_within, outcome, see_no_files
 from torch import Tensor, nn
 
 import torchopt.distributed as todist
 from torchopt.diff.zero_order import Gaussian, ZeroOrder
+from torchopt.distributed import group, launch
 from torchopt.errors import NotDifferentiableError
 
 Problem = tuple[Any, list[Tensor], Callable[[float], Tensor]]
@@ -403,3 +406,65 @@ def estimates(how: str) -> Any:
 def run(name: str, *args: Any) -> Any:
     """Run one of the programs above in a collective world."""
     return globals()[name](*args)
+
+
+def engines_of_before() -> Any:
+    """Return the owners of a step if one rank had engines of its own before the world opened."""
+    p = torch.ones(2, dtype=F64, requires_grad=True)
+    if todist.get_rank() == 0:  # such as a check of the program in one process
+        with mock.patch.dict(os.environ):
+            del os.environ["WORLD_SIZE"]
+            todist.TaskParallel([p]).backward(lambda t: (p * t).sum(), TASKS)
+    return run("owners_of_dynamic_steps")
+
+
+def owners_of_dynamic_steps() -> Any:
+    p = torch.ones(2, dtype=F64, requires_grad=True)
+    engine = todist.TaskParallel([p], schedule="dynamic")
+    return outcome(lambda: engine.backward(lambda t: (p * t).sum(), TASKS).losses.tolist())
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def hub_that_stops_at_a_draw(report: str) -> None:
+    """Write down the error of a rank that draws a task, across machines, from a stopped rank 0."""
+    judge_within(3.0)
+    p = torch.ones(2, requires_grad=True)
+    engine = todist.TaskParallel([p], schedule="dynamic", timeout=1.5)
+    see_no_files(engine)
+
+    def loss(task: float) -> Tensor:
+        if engine.steps == 1 and todist.get_rank() == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if engine.steps == 1:
+            time.sleep(0.3)
+        return (p * task).sum()
+
+    engine.backward(loss, TASKS)
+    found = outcome(lambda: engine.backward(loss, TASKS))
+    with open(f"{report}.{todist.get_rank()}", "w") as file:
+        file.write(repr(found))
+    raise RuntimeError("this run is over")
+
+
+def turns_of_a_fork() -> tuple[bool, bool]:
+    """Return whether a process that is forked beside a busy thread can take steps, and spawn."""
+    told, tell = multiprocessing.Pipe(duplex=False)
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with group._turn, launch._polling:
+            held.set()
+            over.wait(60.0)
+
+    threading.Thread(target=hold).start()
+    held.wait(60.0)
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: tell.send(
+            (group._turn.acquire(timeout=1.0), launch._polling.acquire(timeout=1.0))
+        )
+    )
+    child.start()
+    found: tuple[bool, bool] = told.recv()
+    child.join()
+    over.set()
+    return found

@@ -71,7 +71,15 @@ class Board:
                 _, pid, began = self._path(rank).read_bytes()[_SIZE:].decode().split()
                 end = ending(int(pid))  # first: afterwards the number may belong to another process
                 if _seen(int(pid)) == ("T", pid, began):
+                    self._mark(rank).touch()
                     end()
+
+    def was_ended(self, rank: int) -> bool:
+        """Return whether a process was ended by another one because it was stopped."""
+        return self._mark(rank).exists()
+
+    def _mark(self, rank: int) -> Path:
+        return self.folder / f"ended.{rank}"
 
 
 def _seen(pid: int) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import pickle
 import threading
 import time
@@ -34,6 +35,16 @@ _NEWS = 2.0  # seconds in which the report of a failure arrives after a connecti
 _NOTHING = contextlib.nullcontext()
 _LONG = timedelta(days=365)  # torch's own limit, which must not expire before ours
 _turn = threading.RLock()
+
+
+def _renew() -> None:
+    """Take turns anew, in a process that was forked while another thread had its turn."""
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 def share_of(count: int, rank: int, size: int) -> range:
@@ -331,7 +342,7 @@ class Group:
             return self.until(lambda: draw(purpose, amount), name, limit)
         assert self.session is not None
         assert self.session.watch is not None
-        return self.session.watch.draw(self.name, purpose, amount)
+        return self.session.watch.draw(self.name, purpose, amount, name, limit)
 
 
 def _waited(work: Any) -> RuntimeError | None:

@@ -30,6 +30,8 @@ _TERMINATED = 2.0  # seconds to end after SIGTERM
 _Words = queue.SimpleQueue[tuple["_Worker", "bytes | None"]]
 
 _polling = threading.Lock()  # multiprocessing polls all children whenever it starts one
+if hasattr(os, "register_at_fork"):  # another thread may hold it when a process is forked
+    os.register_at_fork(after_in_child=lambda: globals().update(_polling=threading.Lock()))
 
 
 def spawn(

@@ -19,6 +19,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import socket
+from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -65,6 +66,7 @@ class Session:
         meeting: Connections and files of the world; None in a world of one process.
         suspects: Ranks that are gone or did not answer in time.
         owns_group: Whether torchopt made the process group.
+        engines: How many engines this process has made in each group of this world.
         is_over: Whether this process has left the world or was forked from a process of it.
     """
 
@@ -76,6 +78,7 @@ class Session:
     suspects: set[int] = field(default_factory=set)
     owns_group: bool = False
     is_over: bool = False
+    engines: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     _barriers: dict[str, int] = field(default_factory=dict)
     _boards: dict[str, tuple[Messages, Counter | None]] = field(default_factory=dict)
 

@@ -16,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,9 +107,6 @@ class TaskParallel:
         tensor([ 2.,  4., 10.], dtype=torch.float64)
     """
 
-    # The ranks of a group make their engines in the same order.
-    _made: ClassVar[dict[str, int]] = {}
-
     def __init__(
         self,
         params: Any,
@@ -172,8 +169,10 @@ class TaskParallel:
                 gather_in_graph(module)
         if sync:
             self._sync()
-        self.number = TaskParallel._made.get(self.group.name, 0)
-        TaskParallel._made[self.group.name] = self.number + 1
+        self.number = 0  # the ranks of a group make their engines in the same order
+        if self.group.session is not None:
+            self.number = self.group.session.engines[self.group.name]
+            self.group.session.engines[self.group.name] += 1
 
     @property
     def params(self) -> list[Tensor]:

@@ -25,7 +25,7 @@ from torchopt.distributed.board import Board
 from torchopt.distributed.clock import Clock
 from torchopt.distributed.connections import Connections
 from torchopt.distributed.inside import own
-from torchopt.distributed.judge import SILENCE, Doing, Verdict, View, judge
+from torchopt.distributed.judge import Doing, Verdict, View, judge
 from torchopt.distributed.link import Link
 from torchopt.distributed.rendezvous import Rendezvous
 from torchopt.errors import WorkerError
@@ -34,6 +34,7 @@ __all__ = ["Watch", "stack_of"]
 
 _BEAT = 0.2  # seconds between two messages of a process that is alive
 _AWAKE = 0.5  # seconds without a beat after which this process must have been stopped
+_MUTE = 3.0  # seconds without a heartbeat before its end after which a process was stuck
 _ANSWER = 1.0  # seconds that a late process has to send its stack
 
 
@@ -180,9 +181,21 @@ class Watch:
         self.failed.wait(timeout)
         return self.failure
 
-    def draw(self, counter: str, purpose: int, amount: int) -> int:
-        """Add to a shared counter and return its old value; see `board.Counter`."""
-        return self._rendezvous.draw(counter, purpose, amount)
+    def draw(self, counter: str, purpose: int, amount: int, name: str, limit: float) -> int:
+        """Add to a shared counter and return its old value; see `board.Counter`.
+
+        Args:
+            counter: The name of the counter.
+            purpose: What it counts.
+            amount: What to add.
+            name: The operation, in words.
+            limit: Seconds that the hub may take.
+        """
+        before = self.start_operation(name, limit, (self.hub, self.rank))
+        try:
+            return self._rendezvous.draw(counter, purpose, amount)
+        finally:
+            self.end_operation(before)
 
     def ask(self, what: str, *args: Any, timeout: float | None = None, late: str = "") -> Any:
         """Ask the hub; see `Rendezvous.ask`."""
@@ -318,8 +331,9 @@ class Watch:
         view = self._views[rank]
         if not view.left and not self._connections.closing:
             # Another rank may have found that it is stuck, and somebody has ended it since.
-            is_silent = self._clock() - view.heard > SILENCE
-            kind = "timed out" if is_silent else "lost"
+            was_ended = self._board is not None and self._board.was_ended(rank)
+            is_silent = self._clock() - view.heard > _MUTE
+            kind = "timed out" if was_ended or is_silent else "lost"
             self._fail(WorkerError(rank, self._last_note(rank), kind, ""))
         view.leave(self._clock())
         self._wake()
