@@ -60,3 +60,25 @@ def test_a_tree_within_itself_and_a_negative_depth_are_refused() -> None:
         optree.tree_summary(tree)
     with pytest.raises(ValueError, match="depth"):
         optree.tree_summary([], depth=-1)
+
+
+def test_a_leaf_whose_size_is_not_defined_counts_no_bytes() -> None:
+    """As a sparse tensor of PyTorch, or a nested one, which has no shape either."""
+
+    class Sparse:
+        dtype = "float32"
+        shape = (4,)
+
+        @property
+        def nbytes(self) -> int:
+            raise RuntimeError("nbytes is not defined for sparse tensors")
+
+    class Nested:
+        @property
+        def shape(self) -> Any:
+            raise RuntimeError("a nested tensor has no shape")
+
+    shown = cells(optree.tree_summary([Sparse(), Nested(), Array(3)]))
+    assert shown[0] == ["*", "list", "3", "24"]
+    assert shown[1] == ["[0]", "Sparse", "float32[4]", "1", "0"]
+    assert shown[2] == ["[1]", "Nested", "1", "0"]

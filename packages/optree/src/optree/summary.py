@@ -51,9 +51,17 @@ class TreeSummary:
         return f"<table><tr>{titles}</tr>{''.join(lines)}</table>"
 
 
+def _attribute(leaf: Any, name: str) -> Any:
+    """Return an attribute; None if there is none, or if it is not defined for this object."""
+    try:
+        return getattr(leaf, name, None)
+    except Exception:  # such as the RuntimeError of a sparse tensor
+        return None
+
+
 def _leaf_text(leaf: Any) -> str:
     name = type(leaf).__name__
-    shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
+    shape, dtype = _attribute(leaf, "shape"), _attribute(leaf, "dtype")
     if not isinstance(shape, tuple):
         return name
     return f"{name} {dtype}[{', '.join(map(str, shape))}]"
@@ -72,7 +80,7 @@ def tree_summary(
 
     The line of a leaf has its type and, for arrays, dtype, shape and bytes.  The line of a
     container has the number of leaves below it and their total bytes.  An array that occurs in two
-    places counts twice, and a leaf without ``nbytes`` counts 0.
+    places counts twice.  A leaf without ``nbytes``, as a sparse tensor of PyTorch, counts 0.
 
     Args:
         tree: The tree.
@@ -106,7 +114,7 @@ def tree_summary(
     while todo:
         level, parent, name, node = todo.pop()
         if tree_is_leaf(node, is_leaf, **options):
-            size = getattr(node, "nbytes", 0)
+            size = _attribute(node, "nbytes")
             size = size if isinstance(size, int) else 0
             rows.append(_Row(level, parent, name, _leaf_text(node), 1, size))
             continue
