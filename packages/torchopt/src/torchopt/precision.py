@@ -17,7 +17,15 @@ from torch import Tensor
 
 from torchopt.torch_internals import any_autocast, counts_for_any_autocast
 
-__all__ = ["as_computed", "as_given", "is_narrow", "is_special", "widened", "without_autocast"]
+__all__ = [
+    "as_computed",
+    "as_given",
+    "dense",
+    "is_narrow",
+    "is_special",
+    "widened",
+    "without_autocast",
+]
 
 _WIDER = {
     torch.float16: torch.float32,
@@ -49,6 +57,11 @@ def widened(x: Any) -> Any:
     return x.to(_WIDER[x.dtype]) if isinstance(x, Tensor) and x.dtype in _WIDER else x
 
 
+def dense(x: Any) -> Any:
+    """Return a sparse tensor as a dense one, and any other value unchanged."""
+    return x.to_dense() if isinstance(x, Tensor) and x.layout is not torch.strided else x
+
+
 def as_computed(x: Any, *, pairs: bool = True, widen: bool = True) -> Any:
     """Return `x` in the form in which rules compute.
 
@@ -66,12 +79,9 @@ def as_given(values: Sequence[Any], like: Sequence[Any]) -> list[Any]:
 
     A value stays as it is where `like` is not a floating-point or complex tensor.
     """
-    return [
-        x
-        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype is y.dtype
-        else _as_given(x, y)
-        for x, y in zip(values, like)
-    ]
+    if all(getattr(x, "dtype", None) is getattr(y, "dtype", None) for x, y in zip(values, like)):
+        return list(values)
+    return [_as_given(x, y) for x, y in zip(values, like)]
 
 
 def _as_given(x: Any, like: Any) -> Any:

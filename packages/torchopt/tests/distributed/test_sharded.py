@@ -47,6 +47,34 @@ def test_get_state_dict_and_set_state_dict_work_with_our_optimizers(name):
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters()))
 
 
+@pytest.mark.parametrize("form", ["one", "dict", "lists"])
+def test_get_state_dict_names_the_parameters_of_any_tree(form):
+    """Each state is that of its parameter, whatever the keys of the tree."""
+    nets = [torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)) for _ in range(2)]
+
+    def parameters(net):
+        if form == "one":
+            return [net[0].weight]
+        if form == "dict":
+            return dict(net.named_parameters())
+        return [list(net[0].parameters()), list(net[1].parameters())]
+
+    first, second = (torchopt.Adam(parameters(net), lr=0.1) for net in nets)
+    nets[0](torch.ones(4, 3)).square().mean().backward()
+    first.step()
+    model, state = copy.deepcopy(get_state_dict(nets[0], first))
+    if form != "one":
+        assert state["state"].keys() == dict(nets[0].named_parameters()).keys()
+    for name, p in nets[0].named_parameters():
+        for value in state["state"].get(name, {}).values():
+            assert not value.ndim or value.shape == p.shape
+    set_state_dict(nets[1], second, model_state_dict=model, optim_state_dict=state)
+    want, got = (o.named_state_dict()["groups"][0]["state"] for o in (first, second))
+    assert want.keys() == got.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_mesh_of_tasks_and_shards(standing, deterministic):
     net = distributed_programs.make_net()

@@ -16,7 +16,7 @@ from optimizers import ROWS
 from torch import nn
 
 import torchopt
-from torchopt import alias
+from torchopt import alias, transform
 from torchopt.errors import MismatchError, NotDifferentiableError
 from torchopt.optimizers.native import with_backend
 from torchopt.pytree import tree_leaves
@@ -236,6 +236,84 @@ def test_steps_on_the_meta_device_give_shapes(name: str, inplace: bool) -> None:
         assert {k: (u.shape, u.is_meta) for k, u in updates.items()} == {
             k: (p.shape, True) for k, p in params.items()
         }
+
+
+@pytest.mark.parametrize("name", ["apply_if_finite", "cautious", "compensated", "galore", "sam"])
+def test_wrappers_on_the_meta_device_give_shapes(name: str) -> None:
+    params = {"w": torch.empty(3, 2, device="meta"), "b": torch.empty(2, device="meta")}
+    options = {"rank": 1} if name == "galore" else {}
+    optimizer = getattr(transform, name)(torchopt.adam(0.1), **options)
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(params, state, params=params, inplace=False)
+    assert {k: u.shape for k, u in updates.items()} == {k: p.shape for k, p in params.items()}
+
+
+def accepts_no_eps(name: str) -> bool:
+    make = getattr(alias, name)
+    if "eps" not in inspect.signature(make).parameters:
+        return False
+    try:
+        make(0.1, eps=0.0)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", sorted(filter(accepts_no_eps, alias.__all__)))
+def test_without_eps_derivatives_are_those_of_a_tiny_one(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    p, x, y, *cotangents = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    found = []
+    for eps in (0.0, 1e-30):
+        optimizer = getattr(alias, name)(0.1, eps=eps)
+        g = x.clone().requires_grad_()
+        state = optimizer.init((p,))
+        moved = []
+        for grad in (g, 0.3 * g + 0.1 * y):
+            (u,), state = optimizer.update((grad,), state, params=(p,), inplace=False)
+            moved.append(u)
+        total = sum((u * c).sum() for u, c in zip(moved, cotangents))
+        found.append(torch.autograd.grad(total, g)[0])
+    # The first steps of these are zero.
+    assert found[0].abs().max() > 0 or name in ("adadelta", "schedule_free_radam")
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+GALORE = "galore", lambda lr: transform.galore(torchopt.adam(lr), rank=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [*((n, getattr(alias, n)) for n in sorted(alias.__all__)), GALORE]
+)
+def test_a_gradient_may_be_narrower_than_its_parameter(name: str, make: Any) -> None:
+    """The updates are those of gradients in the dtype of the parameter."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 3), (5,)]
+    draws = [[torch.randn(s, generator=generator) for s in shapes] for _ in range(4)]
+    params = [x.double() for x in draws[0]]
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        optimizer = make(0.1)
+        state = optimizer.init(params)
+        for grads in draws[1:]:
+            narrow = [g.to(dtype) for g in grads]
+            updates, state = optimizer.update(narrow, state, params=params, inplace=False)
+            found.append([u.double() for u in updates])
+    for narrow, wide in zip(found[:3], found[3:]):
+        torch.testing.assert_close(narrow, wide, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(alias.__all__))
+def test_tensors_without_elements_have_steps_without_elements(name: str) -> None:
+    shapes = [(0,), (3, 0), (0, 3), (2, 0, 3), (2,)]
+    params = [torch.ones(shape) for shape in shapes]
+    optimizer = getattr(alias, name)(0.1)
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(params, state, params=params, inplace=False)
+        assert [tuple(u.shape) for u in updates] == shapes
+        assert all(u.isfinite().all() for u in updates)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

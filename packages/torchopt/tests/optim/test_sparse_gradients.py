@@ -11,6 +11,7 @@ from optimizers import ROWS
 from torch import Tensor, nn
 
 import torchopt
+from torchopt import transform
 
 INDICES = torch.tensor([0, 2, 2])  # row 2 occurs twice: the gradient is not coalesced
 
@@ -85,6 +86,41 @@ def test_plain_sgd_keeps_them_sparse(lr: Any) -> None:
     updates, _ = optimizer.update(grad, optimizer.init(weight), inplace=False)
     assert updates.is_sparse
     torch.testing.assert_close(updates.to_dense(), -0.1 * grad.to_dense(), rtol=1e-7, atol=0)
+
+
+WRAPPERS: dict[str, Any] = {
+    "accumulate": lambda t: transform.accumulate(t, 2),
+    "apply_if_finite": transform.apply_if_finite,
+    "cautious": transform.cautious,
+    "compensated": transform.compensated,
+    "galore": lambda t: transform.galore(t, rank=1),
+    "in_8_bits": lambda t: transform.in_8_bits(t, min_size=1),
+    "in_precision": lambda t: transform.in_precision(t, torch.float64),
+    "lookahead": lambda t: transform.lookahead(t, 2),
+    "masked": lambda t: transform.masked(t, True),
+    "sam": transform.sam,
+}
+
+
+@pytest.mark.parametrize("inner", [torchopt.sgd, torchopt.adam], ids=["sgd", "adam"])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_step_as_with_dense_gradients(name: str, inner: Any) -> None:
+    """SGD alone returns sparse updates, Adam dense ones."""
+    found = []
+    for sparse in (True, False):
+        optimizer = WRAPPERS[name](inner(0.1))
+        weight = table(sparse).weight.detach()
+        state = optimizer.init(weight)
+        for _ in range(4):
+            w = weight.clone().requires_grad_()
+            loss = (nn.functional.embedding(INDICES, w, sparse=sparse) ** 3).sum()
+            (grad,) = torch.autograd.grad(loss, w)
+            updates, state = optimizer.update(grad, state, params=weight, inplace=False)
+            if updates is not None:
+                weight = torchopt.apply_updates(weight, updates, inplace=False)
+        found.append(weight)
+    assert not torch.equal(found[1], table(False).weight)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
 # torch.optim.Adagrad makes sparse tensors without saying whether to check them.

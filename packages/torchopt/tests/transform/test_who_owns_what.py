@@ -98,6 +98,31 @@ def test_what_a_caller_overwrites_does_not_reach_a_state_that_cannot_be_written(
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("graph", [True, False], ids=["graph", "no graph"])
+def test_a_step_in_place_leaves_learned_states_as_they_are(name: str, graph: bool) -> None:
+    """With or without a graph, it makes new tensors instead of writing into them."""
+    t, params = TRANSFORMATIONS[name](), draw(0)
+    _, state = update(t, draw(1), t.init(params), params, inplace=False)
+    learned = tree_map(
+        lambda x: (
+            x.detach().requires_grad_()
+            if isinstance(x, torch.Tensor) and x.is_floating_point()
+            else x
+        ),
+        state,
+    )
+    before = [x.detach().clone() for x in tensors(learned)]
+    with torch.set_grad_enabled(graph):
+        updates, new = update(t, draw(2), learned, params, inplace=True)
+    assert all(map(torch.equal, before, tensors(learned)))
+    kept = [x.detach().clone() for x in tensors(new)]
+    with torch.no_grad():
+        for x in tensors(updates):
+            x.fill_(torch.nan)
+    assert all(map(torch.equal, kept, tensors(new)))
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_what_comes_behind_in_a_chain_may_write_to_the_updates(name: str) -> None:
     """Scaling in place behind it changes the updates, and not the state of the next step."""
     ours, plain = [chain(TRANSFORMATIONS[name](), transform.scale(-0.5)) for _ in range(2)]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -132,9 +133,11 @@ def attempt(
                 last = [step] if isinstance(step, Tensor) else []
                 outputs = FusedCall(*given).differentiable((*flat, *last), outputs)
             updates, *new = [list(outputs[k : k + size]) for k in range(0, len(outputs), size)]
-            if inplace and new and not graph:
+            old = flat[size : size + size * len(new)]
+            # Under no_grad, leaves that require a gradient have no graph either.
+            if inplace and new and not graph and (record or all(map(is_writable, old))):
                 # Two calls for all tensors are faster than one that writes after a check of each.
-                torch._foreach_copy_(flat[size : size + size * len(new)], list(outputs[size:]))
+                torch._foreach_copy_(old, list(outputs[size:]))
                 return updates, list(map(list, states))
             return updates, _written(states, new) if inplace else new
     constants = [step] if isinstance(step, Tensor) else []
@@ -155,7 +158,7 @@ def attempt(
         outputs = fused.reference(*flat)  # a compiler fuses the reference implementation itself
     elif fused.num_tensor_hypers or any_watched(flat):
         outputs = fused.differentiable(flat)
-    elif inplace and all(x.is_contiguous() and not x.is_neg() for x in old):
+    elif inplace and all(x.is_contiguous() and not x.is_neg() and is_writable(x) for x in old):
         with torch.no_grad():
             return fused.write(flat, states), list(map(list, states))
     else:
@@ -183,6 +186,8 @@ def call(
         written: The lists that it writes to, whose versions are bumped.
     """
     if why_missing(_C) is not None or not are_unfollowed(*roles):
+        return None
+    if written and not all(map(is_writable, itertools.chain(*written))):
         return None
     found = getattr(_C, name)(*roles, *rest, torch.get_num_threads())
     if found is not None and written:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,12 +35,13 @@ class AsTorch(torch.optim.Optimizer):
         self.state.clear()
         named = self._optimizer.named_state_dict()
         for group, shown in zip(named["groups"], self.param_groups):
+            params = dict(zip(group["params"], shown["params"]))
             for key, value in group["state"].items():
-                field, _, number = key.rpartition(".")
-                if field and number.isdigit():
-                    self.state[shown["params"][int(number)]][field] = value
-                else:
+                field, name = _split(key, params)
+                if name is None:
                     shown[key] = value
+                else:
+                    self.state[params[name]][field] = value
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Make the states without a step: torch calls this to have states to load into."""
@@ -56,9 +58,19 @@ class AsTorch(torch.optim.Optimizer):
         require_states(state_dict["param_groups"], len(named["groups"]), "parameter groups")
         for group, given in zip(named["groups"], state_dict["param_groups"]):
             values: dict[str, Any] = {k: x for k, x in given.items() if k != "params"}
-            for number, parameter in enumerate(given["params"]):
+            for name, parameter in zip(group["params"], given["params"]):
                 for field, value in state_dict["state"].get(parameter, {}).items():
-                    values[f"{field}.{number}"] = value
+                    values[f"{field}.{name}"] = value
             group["initialized"], group["state"] = True, values
         self._optimizer.load_named_state_dict(named)
         self._show()
+
+
+def _split(key: str, names: Container[str]) -> tuple[str, str | None]:
+    """Return the field and the parameter of an entry of a named state, None if it has none."""
+    parts = key.split(".")
+    for i in range(1, len(parts)):  # the longest name first, as names have dots
+        name = ".".join(parts[i:])
+        if name in names:
+            return ".".join(parts[:i]), name
+    return key, None

@@ -160,7 +160,7 @@ def _rms(x: Tensor) -> Tensor:
 
 def _moved(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
     """Return old + weight (new - old), finite even if squares are too large for the dtype."""
-    most = torch.finfo(old.dtype).max
+    most = min(torch.finfo(old.dtype).max, torch.finfo(new.dtype).max)
     old = old.clamp(max=most)
     return old + weight * (new.clamp(max=most) - old)
 

@@ -39,14 +39,18 @@ class ADOPT(Rule):
     State = ScaleByAdoptState
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return whether this is the first step, and the bound of a scaled gradient."""
-        return k == 1, torch.pow((k - 1).to(torch.float64), 0.25)
+        """Return whether this is the first step, the bound of a scaled gradient, and eps.
+
+        The first step uses no quotient. There eps is 1, so that none is infinite.
+        """
+        first, eps = k == 1, torch.as_tensor(self.eps, dtype=torch.float64, device=k.device)
+        return first, torch.pow((k - 1).to(torch.float64), 0.25), torch.where(first, 1.0, eps)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         """Return the direction and the moments."""
-        first, limit = c
+        first, limit, eps = c
         mu, nu = state
-        scaled = g / root(nu).clamp(min=self.eps)
+        scaled = g / root(nu).clamp(min=eps)
         clipped = torch.minimum(torch.maximum(scaled, -limit), limit)
         mu = torch.where(first, mu, moving_average(mu, clipped, self.b1))
         return mu, (mu, torch.where(first, g * g, moving_average(nu, g * g, self.b2)))

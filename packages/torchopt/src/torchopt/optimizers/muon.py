@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
+from torchopt.kernels.native import is_writable
 from torchopt.optimizers.adam import adamw
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero
 from torchopt.optimizers.sgd import TraceState
@@ -57,7 +58,8 @@ class Average(Rule):
         t = torch._foreach_lerp(list(grads), old, weight)
         if self.nesterov:
             return list(torch._foreach_lerp(list(grads), t, weight)), [list(t)]
-        return list(t) if inplace else [x.clone() for x in t], [list(t)]
+        written = inplace and all(map(is_writable, old))
+        return list(t) if written else [x.clone() for x in t], [list(t)]
 
 
 def _labels(params: Any) -> Any:

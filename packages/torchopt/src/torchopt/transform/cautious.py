@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
+from torchopt.precision import dense
 from torchopt.tree import tree_map
 
 __all__ = ["cautious"]
@@ -29,6 +30,7 @@ class Cautious(Wrapper):
     def _masked(self, u: Tensor | None, g: Tensor | None) -> Tensor | None:
         if u is None or g is None:
             return u
+        u, g = dense(u), dense(g)
         if u.is_complex():
             pairs = (torch.view_as_real(x.resolve_conj()) for x in (u, g))
             masked = self._masked(*pairs)

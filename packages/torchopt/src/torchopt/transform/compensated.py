@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
-from torchopt.precision import widened
+from torchopt.precision import dense, widened
 from torchopt.tree import flatten_up_to, tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["CompensatedState", "compensated"]
@@ -58,7 +58,7 @@ class Compensated(Wrapper):
 
 def _split(u: Tensor, p: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     """Return the part of u + rest to add to `p`, in its dtype, and the remaining part."""
-    wide, wanted = widened(p), u + widened(rest)
+    wide, wanted = widened(p), dense(u) + widened(rest)
     taken = ((wide + wanted).to(p.dtype).to(wide.dtype) - wide).to(p.dtype)
     done = (wide + widened(taken)).to(p.dtype).to(wide.dtype) - wide
     return taken, (wanted - done).to(p.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
-from torchopt.precision import widened
+from torchopt.precision import dense, widened
 from torchopt.transform.leaf_rule import as_of_now
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -49,7 +49,8 @@ class Galore(Wrapper):
         state = start(torch.zeros_like)
         if not (is_traced() or is_transforming()):
             pairs = zip(tree_leaves(state), tree_leaves(start(torch.ones_like)))
-            if any(isinstance(x, Tensor) and not torch.equal(x, y) for x, y in pairs):
+            read = [(x, y) for x, y in pairs if isinstance(x, Tensor) and not x.is_meta]
+            if not all(torch.equal(x, y) for x, y in read):
                 raise ValueError(
                     "galore(inner, rank): expected an optimizer whose state starts without the "
                     "parameters, which have no place in the subspaces yet; got one that keeps "
@@ -62,7 +63,7 @@ class Galore(Wrapper):
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner` in the subspaces."""
-        grads, spec = tree_flatten(updates, none_is_leaf=True)
+        grads, spec = tree_flatten(tree_map(dense, updates), none_is_leaf=True)
         bases = flatten_up_to(spec, state.bases, "state.bases")
         values = None if params is None else flatten_up_to(spec, params, "params")
         refresh = state.steps % self.update_every == 0
@@ -92,6 +93,8 @@ class Galore(Wrapper):
     def _into(self, x: Any, q: Any) -> Any:
         if x is None or q is None:
             return x
+        if x.is_complex() == q.is_complex():  # a parameter may be wider than its gradient
+            q = q.to(x.dtype)
         return q.mH @ x if x.shape[0] <= x.shape[1] else x @ q
 
     def _back(self, u: Tensor, q: Tensor) -> Tensor:

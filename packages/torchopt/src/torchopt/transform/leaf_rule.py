@@ -25,6 +25,7 @@ from torchopt.precision import (
     as_computed,
     as_given,
     autocast_devices,
+    dense,
     is_special,
     without_autocast,
 )
@@ -356,7 +357,7 @@ def update_leaves(
     packed = grads if everything else [grads[i] for i in present]
     require_tensors(grads, present, "update(updates, state): a gradient")
     if not rule.keeps_sparse:
-        packed = [g if g.layout is torch.strided else g.to_dense() for g in packed]
+        packed = list(map(dense, packed))
     packed_state = (
         state
         if everything

@@ -65,7 +65,7 @@ class Orthogonalize(LeafRule):
     def _scale(self, rows: int, columns: int) -> float:
         if self.match_rms:
             return 0.2 * math.sqrt(max(rows, columns))
-        return math.sqrt(max(1.0, rows / columns))
+        return math.sqrt(max(1.0, rows / max(columns, 1)))
 
 
 @transformation_of(Orthogonalize)

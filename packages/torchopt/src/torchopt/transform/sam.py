@@ -12,6 +12,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.kernels.reference.formulas import root
 from torchopt.params.sharded import largest_absolute
+from torchopt.precision import dense
 from torchopt.transform.leaf_rule import as_of_now
 from torchopt.transform.norm import power_of_two
 from torchopt.transform.validate import check_at_least_zero
@@ -42,7 +43,7 @@ class Sam(Wrapper):
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Return epsilon, or the step minus epsilon."""
         if not state.climbed:
-            climb = self._climb(updates)
+            climb = self._climb(tree_map(dense, updates))
             # The caller may write to the updates.
             way = tree_map(lambda e: None if e is None else e.clone(), climb, none_is_leaf=True)
             return way, SamState(True, climb, state.inner_state)
@@ -61,7 +62,7 @@ class Sam(Wrapper):
         )
 
         def down(e: Any, u: Any) -> Any:
-            return u if e is None else (-e if u is None else u - e)
+            return u if e is None else (-e if u is None else dense(u) - e)
 
         empty = tree_map(lambda e: None, state.climb, none_is_leaf=True)
         return tree_map(down, state.climb, stepped, none_is_leaf=True), SamState(
