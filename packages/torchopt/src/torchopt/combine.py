@@ -94,12 +94,12 @@ class FlatChain(Chain):
         for first, last, part in self.parts:
             # Only the last call writes: if a member raises, no state may have changed.
             writes = inplace and last == len(states)
-            members = tuple(states[first:last])
-            together = part and not traced
-            found = together and part.part.update(leaves, members, read, inplace=writes)
-            if found:
-                leaves, states[first:last] = found
-                continue
+            if part and not traced:
+                members = tuple(states[first:last])
+                found = part.part.update(leaves, members, read, inplace=writes)
+                if found:
+                    leaves, states[first:last] = found
+                    continue
             for i in range(first, last):
                 member, writes_now = self.transformations[i], writes and i == last - 1
                 if needs_tree(member):

@@ -133,13 +133,15 @@ def attempt(
                 last = [step] if isinstance(step, Tensor) else []
                 outputs = FusedCall(*given).differentiable((*flat, *last), outputs)
             updates, *new = [list(outputs[k : k + size]) for k in range(0, len(outputs), size)]
+            if not (inplace and new):
+                return updates, new
             old = flat[size : size + size * len(new)]
             # Under no_grad, leaves that require a gradient have no graph either.
-            if inplace and new and not graph and (record or all(map(is_writable, old))):
-                # Two calls for all tensors are faster than one that writes after a check of each.
-                torch._foreach_copy_(old, list(outputs[size:]))
-                return updates, list(map(list, states))
-            return updates, _written(states, new) if inplace else new
+            if graph or not (record or all(map(is_writable, old))):
+                return updates, _written(states, new)
+            # Two calls for all tensors are faster than one that writes after a check of each.
+            torch._foreach_copy_(old, list(outputs[size:]))
+            return updates, list(map(list, states))
     constants = [step] if isinstance(step, Tensor) else []
     fused = FusedCall(*given)
     every: list[tuple[str, Sequence[Tensor]]] = [*zip(rule.states, states)]

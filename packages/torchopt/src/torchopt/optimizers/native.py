@@ -110,15 +110,19 @@ class FusedChain(FlatChain):
         plan = longest_plan([rule_of(member) for member in self.transformations])
         return None if plan is None else Part(plan, self.backend)
 
+    @lazy
+    def stages(self) -> tuple[tuple[int, int, Any], ...]:
+        """All stages one by one."""
+        return tuple((i, i + 1, None) for i in range(len(self.transformations)))
+
     @property
     def parts(self) -> tuple[tuple[int, int, Any], ...]:
         """The stages of `part` as one, unless `step` has tried it, and the others one by one."""
-        first: tuple[Any, ...] = ()
         # torch.compile cannot trace how a plan is made.
-        if not (is_traced() or self.part is None or self.is_whole):
-            first = ((0, self.part.plan.size, TreePart(self.part, ())),)
-        start = first[0][1] if first else 0
-        return (*first, *((i, i + 1, None) for i in range(start, len(self.transformations))))
+        if is_traced() or self.part is None or self.is_whole:
+            return self.stages
+        size = self.part.plan.size
+        return ((0, size, TreePart(self.part, ())), *self.stages[size:])
 
     @lazy
     def is_whole(self) -> bool:
