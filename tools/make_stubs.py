@@ -173,7 +173,7 @@ def stubs() -> dict[Path, str]:
         package / "__init__.pyi": package_stub(),
         **{
             package / name / "__init__.pyi": repeating_stub(f"torchopt.{name}")
-            for name in ("alias", "optimizers", "transform")
+            for name in ("alias", "transform")
         },
         optim / "__init__.pyi": optim_stub("torchopt.optim", "", classic),
         optim / "meta" / "__init__.pyi": optim_stub("torchopt.optim.meta", "Meta", meta),

@@ -69,7 +69,7 @@ def test_no_module_takes_the_place_of_a_public_name() -> None:
 import importlib, inspect, pkgutil, torchopt
 
 packages = [importlib.import_module(f"torchopt.{name}") for name in
-            ("alias", "optim", "optim.func", "optim.meta", "optimizers", "schedule", "transform")]
+            ("alias", "optim", "optim.func", "optim.meta", "schedule", "transform")]
 for package in packages:
     before = {name: getattr(package, name) for name in package.__all__}
     for module in pkgutil.iter_modules(package.__path__):

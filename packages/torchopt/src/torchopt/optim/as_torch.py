@@ -55,7 +55,7 @@ class AsTorch(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a result of `state_dict`, perhaps with other tensors."""
         named = self._optimizer.named_state_dict()
-        require_states(state_dict["param_groups"], len(named["groups"]), "parameter groups")
+        require_states(state_dict["param_groups"], len(named["groups"]))
         for group, given in zip(named["groups"], state_dict["param_groups"]):
             values: dict[str, Any] = {k: x for k, x in given.items() if k != "params"}
             for name, parameter in zip(group["params"], given["params"]):

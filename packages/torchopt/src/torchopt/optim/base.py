@@ -13,8 +13,8 @@ from torchopt.base import GradientTransformation, UninitializedState, require_tr
 from torchopt.kernels.devices import refuse_capture
 from torchopt.kernels.fused_step import StepCache
 from torchopt.optim.as_torch import AsTorch
-from torchopt.optim.named_state import leaf_names, load_named_state, named_state
-from torchopt.optim.states import StepLock, copied, fitted_state, require_states
+from torchopt.optim.named_state import StateGroups, leaf_names
+from torchopt.optim.states import StepLock, copied
 from torchopt.optimizers.native import launch_step, step_inplace
 from torchopt.transform.compensated import compensated
 from torchopt.transform.in_8_bits import in_8_bits
@@ -50,11 +50,15 @@ def require_distinct(
         first[id(p)] = name
 
 
-class Optimizer:
+class Optimizer(StateGroups):
     """Steps parameters in place, from the gradients in their `grad`.
 
     A step that raises has changed neither parameters nor states. Threads that share an optimizer
     step one after the other.
+
+    `state_dict` hands the states over: the next step copies them before it writes. In the named
+    form, the names of parameters are their paths in the trees of the groups: keys of a dict, or
+    numbers.
 
     Args:
         params: Tensors, or a tree of them.
@@ -103,8 +107,6 @@ class Optimizer:
         self.state_groups: list[Any] = []
         self._step_caches: list[StepCache] = []
         self._lock = StepLock()
-        # Whether the caller holds the tensors of the states, which must then not be overwritten.
-        self._lent = False
         if isinstance(params, nn.Module):
             raise TypeError(
                 f"{type(self).__name__}(params): expected tensors to optimize, got a module "
@@ -147,33 +149,6 @@ class Optimizer:
                 else:
                     p.grad.requires_grad_(False)
                 p.grad.zero_()
-
-    def state_dict(self) -> tuple[Any, ...]:
-        """Return the state of each group. Later steps do not change what was returned.
-
-        The next step copies the states, so that these tensors belong to the caller.
-        """
-        with self._lock:
-            self._lent = True
-            return tuple(self.state_groups)
-
-    def load_state_dict(self, state_dict: Sequence[Any]) -> None:
-        """Load the state of each group, cast to the dtypes and devices of the parameters.
-
-        Later steps do not change `state_dict`.
-
-        Raises:
-            TypeError: `state_dict` is not a tuple or a list.
-            ValueError: The number of groups differs, or a state is that of another optimizer or of
-                other parameters; nothing is loaded then.
-        """
-        with self._lock:
-            require_states(state_dict, len(self.param_groups), "parameter groups")
-            self.state_groups[:] = [
-                fitted_state(saved, self.impls[i], self._tree(i), f"state[{i}]")
-                for i, saved in enumerate(state_dict)
-            ]
-            self._lent = True
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Step all parameters that have a gradient.
@@ -320,30 +295,6 @@ class Optimizer:
         self.state_groups.append(UninitializedState())
         self._step_caches.append(StepCache())
 
-    def named_state_dict(self) -> dict[str, Any]:
-        """Return the states with a name for each tensor; see `MetaOptimizer.named_state_dict`.
-
-        The names of parameters are their paths in the trees of the groups: keys of a dict, or
-        numbers. Later steps do not change what was returned.
-        """
-        with self._lock:
-            self._lent = True
-            return named_state(self._groups())
-
-    def load_named_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a result of `named_state_dict`; see `MetaOptimizer.load_named_state_dict`.
-
-        Raises:
-            ValueError: Another format, names that are missing or left over, or other shapes;
-                nothing is loaded then.
-        """
-        with self._lock:
-            self.state_groups[:] = load_named_state(state_dict, self._groups())
-            self._lent = True
-
-    def _groups(self) -> list[tuple[GradientTransformation, Any, list[str], Any]]:
-        trees = [self._tree(i) for i in range(len(self.param_groups))]
-        return [
-            (impl, state, leaf_names(tree), tree)
-            for impl, state, tree in zip(self.impls, self.state_groups, trees)
-        ]
+    def _names_and_params(self, index: int) -> tuple[list[str], Any]:
+        tree = self._tree(index)
+        return leaf_names(tree), tree

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.optim.states import Caster
+from torchopt.optim.states import Caster, StepLock, fitted_state, require_states
 from torchopt.transform.in_8_bits import Quantized
 from torchopt.transform.masked import MaskedNode
 from torchopt.tree import tree_flatten, tree_structure, tree_unflatten
 
-__all__ = ["FORMAT", "VERSION", "leaf_names", "load_named_state", "named_state"]
+__all__ = ["FORMAT", "VERSION", "StateGroups", "leaf_names", "load_named_state", "named_state"]
 
 FORMAT = "torchopt.optimizer_state"
 VERSION = 1
@@ -206,3 +206,81 @@ def _load_group(index: int, entry: dict[str, Any], group: Group) -> Any:
     return tree_unflatten(
         spec, [caster.cast(values[name], old, name) for name, old in zip(expected, leaves)]
     )
+
+
+class StateGroups:
+    """An optimizer with a state for each group, which it saves and loads.
+
+    Attributes:
+        impls: The gradient transformation of each group.
+        state_groups: The state of each group; `UninitializedState()` before its first step.
+    """
+
+    impls: list[GradientTransformation]
+    state_groups: list[Any]
+    _lock: StepLock
+    # Whether the caller holds the tensors of the states, which must then not be overwritten.
+    _lent = False
+
+    def _names_and_params(self, index: int) -> tuple[list[str], Any]:
+        """Return the names of the parameters of a group, and their tree."""
+        raise NotImplementedError
+
+    def _groups(self) -> list[Group]:
+        return [
+            (impl, state, *self._names_and_params(i))
+            for i, (impl, state) in enumerate(zip(self.impls, self.state_groups))
+        ]
+
+    def _take_over(self, states: Sequence[Any]) -> None:
+        self.state_groups[:] = states
+        self._lent = True
+
+    def state_dict(self) -> tuple[Any, ...]:
+        """Return the state of each group. Later steps do not change what was returned."""
+        with self._lock:
+            self._lent = True
+            return tuple(self.state_groups)
+
+    def load_state_dict(self, state_dict: Sequence[Any]) -> None:
+        """Load the state of each group, cast to the dtypes and devices of the parameters.
+
+        Tensors that need no cast are kept. Later steps do not change `state_dict`.
+
+        Raises:
+            TypeError: `state_dict` is not a tuple or a list.
+            ValueError: The number of groups differs, or a state is that of another optimizer or of
+                other parameters; nothing is loaded then.
+        """
+        with self._lock:
+            require_states(state_dict, len(self.state_groups))
+            pairs = zip(state_dict, self._groups())
+            self._take_over(
+                [
+                    fitted_state(saved, impl, params, f"state[{i}]")
+                    for i, (saved, (impl, _, _, params)) in enumerate(pairs)
+                ]
+            )
+
+    def named_state_dict(self) -> dict[str, Any]:
+        """Return the states with a name for each tensor, as plain containers.
+
+        After `torch.save`, it can be read by `torch.load(..., weights_only=True)`. The tensors are
+        shared with the optimizer. Later steps do not change what was returned.
+        """
+        with self._lock:
+            self._lent = True
+            return named_state(self._groups())
+
+    def load_named_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a result of `named_state_dict`.
+
+        Tensors are matched by the names of the parameters and of the transformations that they
+        belong to. Transformations without a state, such as weight decay, may be added or removed.
+
+        Raises:
+            ValueError: Another format, names that are missing or left over, or other shapes; the
+                message lists them, and nothing is loaded.
+        """
+        with self._lock:
+            self._take_over(load_named_state(state_dict, self._groups()))

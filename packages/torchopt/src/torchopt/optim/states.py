@@ -163,7 +163,7 @@ def _some(keys: Sequence[Any] | dict[Any, Any], limit: int = 4) -> str:
     return f"[{shown}{', ...' if len(keys) > limit else ''}]"
 
 
-def require_states(states: Any, count: int, what: str) -> None:
+def require_states(states: Any, count: int) -> None:
     """Raise unless `states` is a list or tuple of `count` states, as `state_dict` returns them.
 
     Raises:
@@ -177,7 +177,8 @@ def require_states(states: Any, count: int, what: str) -> None:
         )
     if len(states) != count:
         raise ValueError(
-            f"load_state_dict: expected a state for each of {count} {what}, got {len(states)}"
+            "load_state_dict: expected a state for each of "
+            f"{count} parameter groups, got {len(states)}"
         )
 
 

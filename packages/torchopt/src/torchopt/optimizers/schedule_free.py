@@ -137,11 +137,8 @@ def averaged_params(state: Any, params: Any, *, where: Any = None) -> Any:
             leaves[i] = x
         return node
 
-    found = map_states(state, ScheduleFreeState, fill)[1]
-    if not found:
-        raise ValueError(
-            "averaged_params: expected the state of a schedule-free optimizer, got another"
-        )
+    refused = "averaged_params: expected the state of a schedule-free optimizer, got another"
+    map_states(state, ScheduleFreeState, fill, refused)
     return tree_unflatten(spec, leaves)
 
 

@@ -125,10 +125,8 @@ def observe_curvature(
         new = [h if x is None else moving_average(h, x, b2) for h, x in zip(old, own)]
         return node._replace(h=tree_unflatten(spec, new))
 
-    state, found = map_states(state, ScaleBySophiaState, observe)
-    if not found:
-        raise ValueError("observe_curvature: expected the state of Sophia, got another")
-    return state
+    refused = "observe_curvature: expected the state of Sophia, got another"
+    return map_states(state, ScaleBySophiaState, observe, refused)
 
 
 @documented(scale_by_sophia, weight_decay=DECOUPLED)

@@ -12,14 +12,18 @@ from torchopt.tree import tree_flatten
 __all__ = ["map_states", "places"]
 
 
-def map_states(state: Any, kind: type, change: Callable[[Any], Any]) -> tuple[Any, int]:
-    """Return `state` with `change(node)` for each node of type `kind`, and their number."""
-    found = 0
+def map_states(state: Any, kind: type, change: Callable[[Any], Any], refused: str) -> Any:
+    """Return `state` with `change(node)` for each node of type `kind`.
+
+    Raises:
+        ValueError: There is none; the message is `refused`.
+    """
+    found = False
 
     def visit(node: Any) -> Any:
         nonlocal found
         if isinstance(node, kind):
-            found += 1
+            found = True
             return change(node)
         if isinstance(node, tuple) and hasattr(node, "_fields"):
             return type(node)(*map(visit, node))
@@ -29,7 +33,10 @@ def map_states(state: Any, kind: type, change: Callable[[Any], Any]) -> tuple[An
             return {key: visit(value) for key, value in node.items()}
         return node
 
-    return visit(state), found
+    changed = visit(state)
+    if not found:
+        raise ValueError(refused)
+    return changed
 
 
 def places(values: Sequence[Any], tree: Any, where: Any, what: str) -> list[int]:

@@ -228,7 +228,9 @@ class Part:
             changes[i] = {"count": [_successor(counts[0])] * len(counts)}
             if "t" in members[i]._fields:
                 changes[i]["t"] = members[i].t + 1
-        for i, rule in self.plan.sharing:
+        for i, rule in self.plan.rules:
+            if not rule.shared:
+                continue
             counts = changes[i]["count"]
             first = [getattr(members[i], name)[:1] for name in rule.shared]
             for name, values in zip(rule.shared, rule.follow(counts[:1], first)):

@@ -141,11 +141,6 @@ class Plan:
         return (*self.states, *self.equal)
 
     @lazy
-    def sharing(self) -> tuple[tuple[int, Any], ...]:
-        """Pairs (member, rule) of the rules that have shared fields."""
-        return tuple((i, rule) for i, rule in self.rules if rule.shared)
-
-    @lazy
     def constants(self) -> dict[str, Any]:
         """All hyper-parameters by name, except for schedules and shared fields."""
         values = {name: getattr(rule, name) for _, rule in self.rules for name in rule.hypers}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.optim.gradients import gradients
-from torchopt.optim.named_state import Group, load_named_state, named_state
-from torchopt.optim.states import StepLock, fitted_state, require_states
+from torchopt.optim.named_state import StateGroups
+from torchopt.optim.states import StepLock
 from torchopt.optimizers.short import next_params
 from torchopt.params.containers import Slot, SlotCache, parameter_slot_groups, require_replaceable
 from torchopt.params.load import start_from_what_is_loaded
@@ -29,7 +29,7 @@ __all__ = ["MetaOptimizer"]
 _Form = tuple[list[str], list[torch.Size]]
 
 
-class MetaOptimizer:
+class MetaOptimizer(StateGroups):
     """Steps the parameters of a module as part of the graph.
 
     After a step the module holds fast weights: tensors that are functions of its previous
@@ -50,6 +50,9 @@ class MetaOptimizer:
     A step that raises has changed neither parameters nor states. Under `torch.no_grad()` a step
     makes no graph: the new parameters are leaves. Use that for evaluation, where any number of
     steps then takes the memory of one.
+
+    States that are saved or loaded keep their graph, unless they have to be cast to the dtypes and
+    devices of the parameters. Later steps do not write into them.
 
     Args:
         module: The module to step.
@@ -261,65 +264,10 @@ class MetaOptimizer:
                 "stepped once). Add each module once, or the part that is new."
             )
 
-    def state_dict(self) -> tuple[Any, ...]:
-        """Return the state of each module.
-
-        The tensors are those of the optimizer, with their graph. Later steps do not write into
-        them.
-        """
-        with self._lock:
-            return tuple(self.state_groups)
-
-    def load_state_dict(self, state_dict: Sequence[Any]) -> None:
-        """Load the state of each module.
-
-        Tensors that have the dtypes and devices of the parameters are kept, with their graph;
-        others are cast.
-
-        Raises:
-            TypeError: `state_dict` is not a tuple or a list.
-            ValueError: The number of modules differs, or a state is that of another optimizer or of
-                other parameters; nothing is loaded then.
-        """
-        require_states(state_dict, len(self.state_groups), "modules")
-        self._take_over(
-            [
-                fitted_state(saved, self.impls[i], self._names_and_params(i)[1], f"state[{i}]")
-                for i, saved in enumerate(state_dict)
-            ]
-        )
-
     def _take_over(self, states: Sequence[Any]) -> None:
-        with self._lock:
-            self.state_groups[:] = states
-            self._stepped = [None] * len(self._stepped)
-            self._steps_since_cut = 0
-
-    def named_state_dict(self) -> dict[str, Any]:
-        """Return the states with a name for each tensor, as plain containers.
-
-        After `torch.save`, it can be read by `torch.load(..., weights_only=True)`. The tensors are
-        shared with the optimizer.
-        """
-        return named_state(self._groups())
-
-    def load_named_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a result of `named_state_dict`.
-
-        Tensors are matched by the names of the parameters and of the transformations that they
-        belong to. Transformations without a state, such as weight decay, may be added or removed.
-
-        Raises:
-            ValueError: Another format, names that are missing or left over, or other shapes; the
-                message lists them, and nothing is loaded.
-        """
-        self._take_over(load_named_state(state_dict, self._groups()))
-
-    def _groups(self) -> list[Group]:
-        return [
-            (impl, state, *self._names_and_params(i))
-            for i, (impl, state) in enumerate(zip(self.impls, self.state_groups))
-        ]
+        super()._take_over(states)
+        self._stepped = [None] * len(self._stepped)
+        self._steps_since_cut = 0
 
     def _names_and_params(self, index: int) -> tuple[list[str], tuple[Tensor, ...]]:
         slots = parameter_slot_groups(self._modules)[index]
