@@ -512,6 +512,25 @@ def test_combine_finds_subtrees_on_either_side(fillvalue: Any) -> None:
             combine(*mismatch)
 
 
+def test_combine_takes_the_first_of_several_leaves() -> None:
+    assert optree.tree_combine({"a": 1, "b": [None, 2]}, {"a": 3, "b": [4, 5]}) == {
+        "a": 1,
+        "b": [4, 2],
+    }
+    assert optree.tree_combine([1], [2], [3]) == [1]
+    lists = [[1], [2, 3]]
+    assert optree.tree_combine([lists[0]], [lists[1]], is_leaf=lists.__contains__) == [[1]]
+
+
+def test_none_is_no_leaf_for_combine_unless_it_is_chosen() -> None:
+    trees = [None, "missing"], [None, 1]
+    assert optree.tree_combine(*trees, fillvalue="missing") == [None, 1]
+    with pytest.raises(ValueError, match=re.escape("Expected None, got 1.")):
+        optree.tree_combine([None], [1], fillvalue="missing")
+    found = optree.tree_combine([None], [1], fillvalue="missing", none_is_leaf=True)
+    assert found == [None]
+
+
 def test_combine_looks_for_the_fill_value_itself() -> None:
     class EqualToAll:
         def __eq__(self, other: object) -> bool:

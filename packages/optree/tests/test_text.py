@@ -26,6 +26,17 @@ def test_a_structure_survives_its_text_or_is_refused(row: TreeRow) -> None:
         assert optree.treespec_loads(text) == treespec
 
 
+def test_text_of_version_1_stays_readable() -> None:
+    text = (
+        '{"version": 1, "none_is_leaf": false, "namespace": "", "nodes": '
+        '["*", ["list", 1], "*", ["none", 0], ["tuple", 2], ["dict", ["a", "b"], ["b", "a"]]]}'
+    )
+    treespec = optree.tree_structure({"b": (1, None), "a": [2]})
+    assert optree.treespec_loads(text) == treespec
+    assert list(optree.treespec_loads(text).unflatten([1, 2])) == ["b", "a"]
+    assert optree.treespec_dumps(treespec) == text
+
+
 @pytest.mark.parametrize(
     "tree", [{NAN: 1}, {NAN: 1, 2.0: 2}, {1: {float("nan"): 1, float("-nan"): 2}}, {(NAN,): 1}]
 )

@@ -139,6 +139,15 @@ FORMS: dict[str, Callable[..., Params]] = {
 FUNCTIONAL_ONLY = {"moment_requires_grad", "mask"}
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_start_of_one_number_fills_tensors_like_the_parameters(shape: tuple[int, ...]) -> None:
+    like = {"number": randn(seed=0), **params()}
+    value = torch.full(shape, 0.1, dtype=DOUBLE)
+    state = torchopt.transform.scale_by_rss(initial_accumulator_value=value).init(like)
+    found = {name: x.tolist() for name, x in state.sum_of_squares.items()}
+    assert found == {name: torch.full_like(p, 0.1).tolist() for name, p in like.items()}
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", sorted(SMOOTH))
 def test_a_value_that_changes_in_place_counts_from_the_next_step(case: str, form: str) -> None:

@@ -231,6 +231,10 @@ def test_nan_to_num() -> None:
             lambda: torchopt.adagrad(initial_accumulator_value=-1.0),
             "Invalid initial_accumulator_value value: -1.0",
         ),
+        (
+            lambda: torchopt.transform.apply_if_finite(torchopt.sgd(0.1), max_failures=-1),
+            "apply_if_finite: expected max_failures >= 0, got -1",
+        ),
     ],
 )
 def test_hyper_parameters_are_validated(make: object, message: str) -> None:

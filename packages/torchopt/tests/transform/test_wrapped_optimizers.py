@@ -185,6 +185,14 @@ def test_low_rank_states_are_small_and_need_no_parameters() -> None:
         galore(torchopt.adam(), rank=0)
 
 
+def test_steps_with_low_rank_gradients_are_counted() -> None:
+    optimizer = galore(torchopt.sgd(0.1), rank=2, update_every=3)
+    state = optimizer.init(start())
+    for count in range(5):
+        assert state.steps == count
+        _, state = optimizer.update(gradients(start()), state, inplace=False)
+
+
 COMBINED: dict[str, Callable[..., Any]] = {
     "cautious": lambda lr: cautious(torchopt.adam(lr, eps=1e-2)),
     "sam": lambda lr: sam(torchopt.adam(lr, eps=1e-2), rho=lr * 2),
