@@ -98,7 +98,7 @@ def picture_is_stale(picture: str, suite: str, root: Path = ROOT) -> bool:
 
 
 def render(suite: str, table: str, root: Path = ROOT) -> tuple[str, str]:
-    """Return the machine on which a table was measured and the table, as Markdown.
+    """Return the machine on which a table was measured, if it was, and the table, as Markdown.
 
     Raises:
         ReportError: If the suite or the table does not exist, or the stored result cannot be read.
@@ -110,7 +110,9 @@ def render(suite: str, table: str, root: Path = ROOT) -> tuple[str, str]:
     if make is None:
         known = ", ".join(n.removesuffix("_table") for n in dir(report) if n.endswith("_table"))
         raise ReportError(f"expected a table of {suite} ({known}), got {table!r}")
-    return report.machine_lines(result).strip(), make(result).strip()
+    text = make(result).strip()
+    measured = not text.startswith("Not measured yet")
+    return report.machine_lines(result).strip() if measured else "", text
 
 
 def fill(text: str, render_table: Render) -> str:

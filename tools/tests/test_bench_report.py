@@ -57,6 +57,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (suite / "report.py").write_text(
         "def machine_lines(result):\n    return result['machine']\n"
         "def map_table(result):\n    return f\"| {result['ms']} |\"\n"
+        "def rest_table(result):\n    return 'Not measured yet.'\n"
     )
     # The suite of this test must not be found in the `benchmarks` of the repository.
     ours = [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]
@@ -70,10 +71,11 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_table_comes_with_the_machine_it_was_measured_on(stored: Path) -> None:
     assert bench_report.render("speed", "map", stored) == ("M", "| 3 |")
+    assert bench_report.render("speed", "rest", stored) == ("", "Not measured yet.")
 
 
 def test_an_unknown_table_names_those_there_are(stored: Path) -> None:
-    with pytest.raises(bench_report.ReportError, match=r"\(map\), got 'flatten'"):
+    with pytest.raises(bench_report.ReportError, match=r"\(map, rest\), got 'flatten'"):
         bench_report.render("speed", "flatten", stored)
 
 
