@@ -59,6 +59,8 @@ LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
 OURS = "_leaf_of_a_run"
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 TABLES = ("_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modules")
+# What a recurrent layer lists anew from its parameters in each call.
+DERIVED = ("_flat_weights", "_flat_weight_refs")
 
 
 def require_arguments(
@@ -295,6 +297,8 @@ def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
         for table in TABLES:
             yield from ((prefix + key, x) for key, x in (attributes.pop(table, None) or {}).items())
         attributes = {k: x for k, x in attributes.items() if not k.endswith("_hooks") or x}
+        if isinstance(found, nn.RNNBase):
+            attributes = {k: x for k, x in attributes.items() if k not in DERIVED}
     # A cached property follows from the other attributes and exists only after its first use.
     derived = (key for key in attributes if isinstance(getattr(type(found), key, None), lazy))
     for key in list(derived):

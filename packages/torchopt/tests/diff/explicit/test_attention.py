@@ -130,3 +130,26 @@ def test_layers_with_fast_kernels_work_in_every_mode(make: Any, dtype: torch.dty
     tolerance = 1e-12 if dtype == torch.float64 else 1e-4
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("derivative", ["reverse", "mixed"])
+def test_recurrent_layers_are_traced(kind: type[nn.RNNBase], derivative: str) -> None:
+    torch.manual_seed(0)
+    module = kind(4, 3, batch_first=True).double()
+
+    def loss(p: Any, batch: Tensor) -> Tensor:
+        return torchopt.params.functional_call(module, p, batch)[0].pow(2).mean()
+
+    found = []
+    for execute in ("trace", "eager", "trace"):  # the first call of the module is a trace
+        params = {k: p.detach().clone().requires_grad_() for k, p in module.named_parameters()}
+        inner = torchopt.inner_loop(
+            loss, torchopt.sgd(0.5), steps=2, derivative=derivative, execute=execute
+        )
+        total = sum((p**3).sum() for p in inner(params, draw(2, 3, 4, seed=0)).params.values())
+        found.append(torch.autograd.grad(total, list(params.values())))
+    for traced, eager, again in zip(*found):
+        assert eager.norm() > 1e-6
+        torch.testing.assert_close(traced, eager, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(again, eager, rtol=1e-12, atol=1e-14)
