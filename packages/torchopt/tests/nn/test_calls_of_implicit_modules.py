@@ -367,3 +367,23 @@ def test_activations_that_are_kept_are_no_parameters():
         assert [name for name, _ in module.named_parameters()] == ["w"]
         with torch.enable_grad():
             assert module.objective(lam.detach()).requires_grad
+
+
+@pytest.mark.parametrize("copied", [lambda x: x, copy.deepcopy, copy.copy])
+def test_an_objective_that_is_called_before_solve_adds_no_parameter(copied):
+    mu, lam = leaf(1.0, -2.0, 3.0), leaf(0.5)
+    module = copied(Keeping(mu))
+    module.objective(lam.detach())
+    assert [name for name, _ in module.named_parameters()] == ["w"]
+    module.solve(lam)
+    (found,) = torch.autograd.grad(module.w.sum(), lam)
+    torch.testing.assert_close(found, -mu.sum().detach() / 1.5**2)
+
+
+def test_a_constructor_may_compute_a_parameter():
+    class Started(Shrunk):
+        def __init__(self, mu):
+            super().__init__(mu)
+            self.start = mu.clone()
+
+    assert [name for name, _ in Started(leaf(1.0, 2.0, 3.0)).named_parameters()] == ["w", "start"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import itertools
 from collections.abc import Iterator
@@ -16,15 +17,25 @@ from torchopt.tree import tree_leaves
 __all__ = ["MetaGradientModule"]
 
 
-class MetaGradientModule(nn.Module):
+class _Made(abc.ABCMeta):
+    """Marks a module as soon as its constructor has returned."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = super().__call__(*args, **kwargs)
+        if isinstance(made, MetaGradientModule):
+            made.__dict__["_is_made"] = True
+        return made
+
+
+class MetaGradientModule(nn.Module, metaclass=_Made):
     """A module whose constructor arguments are meta-parameters and meta-modules.
 
     Tensors that require a gradient and modules in training mode become meta-parameters and
     meta-modules if they were passed to the constructor and are assigned to an attribute. They
     belong to the outer problem, so `parameters()`, `modules()`, `state_dict()`, `to()` and
     `train()` leave them out. All other tensors that require a gradient become parameters, except
-    for computed ones with a new name once `solve` was called: activations that are kept. A module
-    in evaluation mode becomes an ordinary sub-module.
+    for computed ones with a new name after the constructor: activations that are kept. A module in
+    evaluation mode becomes an ordinary sub-module.
     """
 
     _meta_inputs: dict[int, Any]
@@ -115,11 +126,11 @@ class MetaGradientModule(nn.Module):
     def _is_kept(self, name: str, value: Tensor) -> bool:
         """Return whether `value` is an activation that the module keeps under a name of its own.
 
-        Only after `solve` was called once: constructors may compute parameters.
+        Only after the constructor, which may compute parameters.
         """
         named = any(name in found for found in self._containers())
         computed = not (value.is_leaf or named or id(value) in self._meta_inputs)
-        return computed and "_solving" in self.__dict__
+        return computed and "_is_made" in self.__dict__
 
     def _containers(self) -> list[dict[str, Any]]:
         names = ("_parameters", "_modules", "_buffers", "_meta_parameters", "_meta_modules")
