@@ -100,3 +100,16 @@ def test_a_hidden_tensor_is_never_ignored(options: Any, monkeypatch: pytest.Monk
         run = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, **options)
         with pytest.raises(NotDifferentiableError, match="depends on"):
             run(w, None, more)
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": 1}, {"execute": "trace"}])
+def test_inference_mode_is_named_as_the_cause(options: dict[str, Any]) -> None:
+    inner = torchopt.inner_loop(loss_of, torchopt.sgd(0.1), steps=2, **options)
+    w = torch.zeros(2)
+    with torch.no_grad():
+        assert not inner(w).losses.requires_grad
+    with (
+        torch.inference_mode(),
+        pytest.raises(NotDifferentiableError, match=r"outside of torch\.inference_mode"),
+    ):
+        inner(w)

@@ -282,6 +282,11 @@ def require_curvature(
 
 def require_graph(value: Tensor) -> None:
     """Raise unless the loss depends on something."""
+    if not value.requires_grad and torch.is_inference_mode_enabled():
+        raise NotDifferentiableError(
+            "inner_loop: expected a call outside of torch.inference_mode(), in which no gradient "
+            "can be computed, not even that of an inner step, got one inside; use torch.no_grad()."
+        )
     if not value.requires_grad:
         raise NotDifferentiableError(
             "inner_loop: the loss does not depend on the parameters: expected a loss computed from "
