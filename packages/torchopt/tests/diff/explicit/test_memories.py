@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unrolled_loops import worst
 
 import torchopt
+from torchopt.diff.explicit import stepper
 from torchopt.errors import NotDifferentiableError
 
 STEPS = 4
@@ -267,3 +268,10 @@ def test_autocast_around_the_call_is_around_each_recomputation(way: dict[str, An
     with torch.autocast("cpu", torch.bfloat16):
         rounded = torch.autograd.grad(loss(w, x), w)
     assert worst(rounded, torch.autograd.grad(loss(w, x), w), rounded) > 1e-4
+
+
+def test_the_sizes_of_a_bounded_number_of_forms_are_remembered() -> None:
+    sizes = stepper.Memory().sizes
+    for i in range(3 * stepper.MOST):
+        sizes[i] = i
+    assert list(sizes) == list(range(2 * stepper.MOST, 3 * stepper.MOST))

@@ -23,6 +23,8 @@ from torchopt.diff.sealed import EXCHANGED, is_sealed_without
 
 __all__ = ["Memory", "Stepper"]
 
+MOST = 64  # forms of inputs whose sizes are remembered
+
 
 class Stepper:
     """An optimizer and the tensors that it holds.
@@ -55,6 +57,15 @@ class Stepper:
         return self._reached.now()
 
 
+class Recent(dict[Any, Any]):
+    """A dict of at most `MOST` entries, which drops the oldest ones."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value)
+        for old in list(self)[:-MOST]:
+            self.pop(old, None)  # another thread may have dropped it
+
+
 class Memory:
     """A cache of an inner loop for its loss and its last optimizer. Copies start empty.
 
@@ -64,7 +75,7 @@ class Memory:
     not_searched = True  # by `captured`: a loss that contains a loop does not depend on its cache
 
     def __init__(self) -> None:
-        self.sizes: dict[Any, int] = {}  # see `Call`
+        self.sizes: dict[Any, int] = Recent()  # see `Call`
         self._loss: tuple[Any, Reached] | None = None
         self._sealed: tuple[Fingerprint, bool] | None = None
         self._last: tuple[Any, Hashable, Stepper] | None = None
