@@ -38,6 +38,7 @@ from benchmarks.harness.program import add_options, finish
 from benchmarks.harness.results import new_result
 from torchopt.diff import Differences, Engine, Explicit, Implicit, ZeroOrder
 from torchopt.diff.explicit.memory import CountBytes
+from torchopt.diff.explicit.run import ROOM
 from torchopt.diff.implicit import Adaptation, custom_root
 from torchopt.diff.zero_order import Gaussian, Orthogonal, Rademacher, estimators
 from torchopt.diff.zero_order.search import PGPE, SNES, GuidedES, SearchDistribution
@@ -168,7 +169,7 @@ def engines(steps: int) -> dict[str, Engine]:
 
     return {
         "explicit: all steps": Explicit(),
-        "explicit: states and the graph of the last 4 MiB": Explicit(keep="steps"),
+        f"explicit: states and the graph of the last {ROOM / 2**20:g} MiB": Explicit(keep="steps"),
         f"explicit: {part} snapshots": Explicit(keep=part),
         "explicit: reversed, with momentum": Explicit(keep="reversible"),
         "explicit: mixed mode": Explicit(derivative="mixed"),
