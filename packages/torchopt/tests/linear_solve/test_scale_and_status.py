@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from torchopt.diff.implicit import custom_root
 from torchopt.linear_solve import (
@@ -355,3 +358,34 @@ def test_on_fail_of_the_solver_applies_unless_the_call_overrides_it():
     for solver in (CG(), CG(on_fail="warn"), Auto()):
         with pytest.raises(LinearSolveError):
             linear_solve(A, b, solver)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "solver",
+    [CG(), NormalCG(), MINRES(), GMRES(), BiCGSTAB(), LSMR(), Neumann(60), WarmStart(CG())],
+)
+def test_a_right_hand_side_that_is_not_finite_is_not_solved_by_zero(
+    solver: Any, bad: float
+) -> None:
+    """As with direct solvers; a gradient of NaN would become zero. A batch is solved apart."""
+    A = torch.eye(3, dtype=torch.float64) * 0.5
+    b = torch.tensor([[1.0, 2.0, 3.0], [1.0, bad, 3.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+
+    def solve(b: Tensor) -> Tensor:
+        value: Tensor = linear_solve(A, b, solver, on_fail="ignore").value
+        return value
+
+    for found in (torch.func.vmap(solve)(b), torch.stack([solve(row) for row in b])):
+        assert bool(found[1].isnan().all())
+        torch.testing.assert_close(found[0], 2 * b[0], rtol=1e-4, atol=0.0)
+        assert torch.equal(found[2], b[2])
+
+
+def test_a_cotangent_of_nan_gives_a_gradient_of_nan() -> None:
+    root = custom_root(lambda x, a: x**3 - a, argnums=1, solve=CG(on_fail="ignore"))(
+        lambda x, a: a ** (1 / 3)
+    )
+    a = torch.tensor([1.0, 8.0], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(root(None, a).sum() * math.nan, a)
+    assert bool(gradient.isnan().all())

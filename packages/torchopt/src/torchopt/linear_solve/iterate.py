@@ -185,8 +185,10 @@ def finish(
     met = residual <= 2 * target + 10 * eps * norm(b)
     status = torch.where(met, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
     status = torch.where(~met & (residual > 10 * norm(b)), int(Status.DIVERGED), status)
-    status = torch.where(residual.isfinite(), status, int(Status.NON_FINITE))
-    return Computed(x, count, residual, status, condition)
+    finite = residual.isfinite()
+    status = torch.where(finite, status, int(Status.NON_FINITE))
+    # Without an iteration x is the start, which must not hide a right-hand side of NaN.
+    return Computed(torch.where(finite, x, torch.nan), count, residual, status, condition)
 
 
 @dataclass(frozen=True)
@@ -326,7 +328,7 @@ class IterativeSolver(Solver):
         x, count, condition = self.run(problem, b, None if x0 is None else x0.to(b.dtype) / scale)
         found = finish(state.operator, x, b, target, count, condition, state.eps)
         return found._replace(
-            value=(x * scale).to(dtype), residual_norm=found.residual_norm * scale
+            value=(found.value * scale).to(dtype), residual_norm=found.residual_norm * scale
         )
 
     def transpose(self, state: Problem) -> Problem:
