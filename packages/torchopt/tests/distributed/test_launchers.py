@@ -233,19 +233,23 @@ def test_remote_calls_across_machines_use_the_store_of_the_ranks(made):
     assert all(x.startswith(("0100007F", "0200007F")) for x in (*first[1], *others[1]))
 
 
-def of_a_stranger(folder: Path) -> list:
-    """Return what processes learn that want to join a world with another token, or with none."""
+def of_a_stranger(folder: Path, token: str) -> list:
+    """Return what ranks learn whose last one has another token than the first two, or none."""
     port = free_port()
     shared = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.2"}
-    ranks = [(r, {**shared, "MASTER_PORT": str(port)}, folder / str(r)) for r in range(3)]
+    ranks = [
+        (r, {**shared, "MASTER_PORT": str(port), "TORCHOPT_TOKEN": has}, folder / str(r))
+        for r, has in enumerate(("a secret", "a secret", token))
+    ]
     ends_of(programs.started_with_a_token, ranks)
     return [ast.literal_eval((folder / str(rank)).read_text()) for rank in range(3)]
 
 
+@pytest.mark.parametrize("token", ["another", ""])
 @ahead(of_a_stranger)
-def test_who_has_another_token_is_told_and_the_others_name_what_is_missing(made):
+def test_who_has_another_token_is_told_and_the_others_name_what_is_missing(made, token):
     first, second, stranger = made
-    assert "rank 2: expected rank 0 at 127.0.0.2" in stranger
+    assert ("rank 2: expected rank 0 at 127.0.0.2" in stranger) == bool(token)
     assert "set TORCHOPT_TOKEN to the same secret on every machine" in stranger
     assert "ranks [2] are missing" in first
     assert "rank 0" in second

@@ -167,7 +167,7 @@ class Connections:
                 if link.rank < 0:
                     self._admit(link, message)
                 else:
-                    with contextlib.suppress(KeyError, TypeError, ValueError):
+                    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
                         self._told.heard(link.rank, message)
         except StrangerError:
             lines = None

@@ -252,9 +252,15 @@ def _meet_by_store(host: str, rank: int, ranks: tuple[int, ...], timeout: float)
             store = launcher_store(rank, len(ranks), timeout)
             find, publish = partial(store.get, _ADDRESS), partial(store.set, _ADDRESS)
             met = meet_by(find, publish, host, rank, ranks, timeout)
-        except dist.DistError:  # the store belonged to a previous world, which ended or is ending
+        except dist.DistError as error:  # the store of a previous world, which ended or is ending
             if time.monotonic() > deadline:
-                raise
+                if rank == ranks[0]:
+                    raise
+                raise RuntimeError(
+                    f"rank {rank}: expected a store of torch at {host}:{os.environ['MASTER_PORT']} "
+                    f"within {timeout:g} s, found none ({error}); start rank {ranks[0]}, and set "
+                    "TORCHOPT_TOKEN to the same secret on every machine, or nowhere"
+                ) from error
             time.sleep(0.05)
             continue
         met.launchers = store
