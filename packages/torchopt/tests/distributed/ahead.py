@@ -21,13 +21,13 @@ import torchopt.distributed as todist
 from torchopt.distributed import launch
 from torchopt.errors import WorkerError
 
-AT_ONCE = 6
+AT_ONCE = 4
 
 
 def ahead(work: Callable[..., Any]) -> Callable[[Any], Any]:
     """Return a decorator of a test whose argument `made` is the result of `work`.
 
-    The work runs together with that of other tests of the file.
+    The work runs beside that of other tests.
 
     Args:
         work: Takes its own folder, then the parameters of the test by name.
@@ -41,10 +41,10 @@ def ahead(work: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 class Ahead:
-    """The work of the selected tests of one file.
+    """The work of the selected tests.
 
     Args:
-        request: The request of a fixture of the file.
+        request: The request of a fixture.
         make_folder: Returns a new folder.
     """
 
@@ -53,7 +53,7 @@ class Ahead:
         self._begun: dict[str, Future[Any]] = {}
         for item in request.session.items:
             work = getattr(getattr(item, "function", None), "ahead", None)
-            if work is not None and item.path == request.path:
+            if work is not None:
                 parameters = item.callspec.params if hasattr(item, "callspec") else {}
                 begun = self._pool.submit(work, make_folder(), **parameters)
                 self._begun[item.nodeid] = begun

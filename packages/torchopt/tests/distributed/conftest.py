@@ -57,7 +57,7 @@ _worlds: dict[tuple[int, str], Any] = {}
 
 
 @pytest.fixture(scope="session")
-def standing(_server: None) -> Iterator[Callable[..., list[Any]]]:
+def standing(_ahead: Any) -> Iterator[Callable[..., list[Any]]]:
     """Run a program in a world that remains open for the next tests."""
     from standing import Standing
 
@@ -76,24 +76,36 @@ def standing(_server: None) -> Iterator[Callable[..., list[Any]]]:
     _close_worlds()
 
 
-def _close_worlds() -> None:
-    while _worlds:
-        _worlds.popitem()[1].close()
+def _close_worlds(backend: str = "") -> None:
+    """Close the worlds of one backend, or all."""
+    for key in [key for key in _worlds if backend in ("", key[1])]:
+        _worlds.pop(key).close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with remote calls last, because their threads poll and slow down other tests."""
+    """Sort the tests of this folder.
+
+    First those that may change the environment and modules of this process: no work of others runs
+    beside them. Last the files with remote calls, whose threads poll and slow down other tests.
+    """
     places = [k for k, x in enumerate(items) if Path(__file__).parent in x.path.parents]
     last = ("test_nothing_silent.py", "test_remote_calls.py", "test_world.py")
-    found = sorted((items[k] for k in places), key=lambda item: item.path.name in last)
-    for k, item in zip(places, found):
+
+    def order(item: pytest.Item) -> int:
+        if item.path.name in last:
+            return 2
+        return int(not {"made", "standing"}.isdisjoint(getattr(item, "fixturenames", ())))
+
+    for k, item in zip(places, sorted((items[k] for k in places), key=order)):
         items[k] = item
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """End the worlds after the last test of this folder; those of remote calls are never idle."""
+    """End the worlds that no test of this folder uses next; remote calls are never idle."""
     if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
         _close_worlds()
+    elif "standing" not in nextitem.fixturenames:
+        _close_worlds("rpc")
 
 
 @pytest.fixture
@@ -104,8 +116,9 @@ def world(_server: None) -> Callable[..., list[Any]]:
     return in_world
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def _ahead(request: Any, _server: None, tmp_path_factory: Any) -> Iterator[Any]:
+    """Begin the work of all tests; most of it waits, while the other tests compute."""
     from ahead import Ahead
 
     begun = Ahead(request, lambda: tmp_path_factory.mktemp("ahead"))
