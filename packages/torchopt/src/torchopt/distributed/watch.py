@@ -182,15 +182,7 @@ class Watch:
         return self.failure
 
     def draw(self, counter: str, purpose: int, amount: int, name: str, limit: float) -> int:
-        """Add to a shared counter and return its old value; see `board.Counter`.
-
-        Args:
-            counter: The name of the counter.
-            purpose: What it counts.
-            amount: What to add.
-            name: The operation, in words.
-            limit: Seconds that the hub may take.
-        """
+        """Add to a shared counter, an operation that waits for the hub; see `board.Counter`."""
         before = self.start_operation(name, limit, (self.hub, self.rank))
         try:
             return self._rendezvous.draw(counter, purpose, amount)
