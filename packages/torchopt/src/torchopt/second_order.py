@@ -231,7 +231,7 @@ def _called(function: Any, reach: Any, args: Any, kwargs: Any, *, compiled: bool
         return traced_call.program(whole, compiled=compiled)
 
     name = getattr(function, "__qualname__", type(function).__name__)
-    program = traced(key, f"{name} with its gradient", make)
+    program = traced(key, lambda: f"{name} with its gradient", make)
     if program.form.inside:
         _require_apart({id(x): x for x in (*tensors, *held)})
     call = _Evaluation(program, [x.detach() for x in tensors], list(reached.tensors))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,12 +13,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
-    "SMALL_BYTES",
     "HostReadError",
     "draws_numbers",
     "flattened",
     "hooks_of_all_modules",
     "is_host_read",
+    "is_packable",
     "lifted_constants",
     "pack_between",
     "repeats_removed",
@@ -239,10 +238,13 @@ def flattened(tensors: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def unflattened(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return consecutive parts of `flat`, as views of these shapes."""
-    sizes = [math.prod(shape) for shape in shapes]
-    return [x.view(shape) for x, shape in zip(flat.split(sizes), shapes)]
+def unflattened(flat: Tensor, like: list[Tensor]) -> Sequence[Tensor]:
+    """Return consecutive parts of `flat`, as views with the shapes of these tensors.
+
+    None of the tensors may be empty.
+    """
+    found: Sequence[Tensor] = torch._C._nn.unflatten_dense_tensors(flat, like)
+    return found
 
 
 def pack_between(first: torch.fx.GraphModule, second: torch.fx.GraphModule, begin: int) -> None:
@@ -260,7 +262,7 @@ def pack_between(first: torch.fx.GraphModule, second: torch.fx.GraphModule, begi
     arguments = [n for n in second.graph.nodes if n.op == "placeholder"][: len(made)]
     values = [n.meta["val"] for n in made]
     dtype = next((x.dtype for x in values if x.is_floating_point()), None)
-    inside = [i for i, x in enumerate(values) if x.dtype is dtype and _is_packed(x)]
+    inside = [i for i, x in enumerate(values) if x.dtype is dtype and is_packable(x)]
     if len(inside) < 2:
         return
     with first.graph.inserting_before(output):
@@ -284,8 +286,9 @@ def pack_between(first: torch.fx.GraphModule, second: torch.fx.GraphModule, begi
     second.recompile()
 
 
-def _is_packed(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.is_contiguous() and x.nbytes <= SMALL_BYTES
+def is_packable(x: Tensor) -> bool:
+    """Return whether a tensor is packed with others of its dtype."""
+    return x.device.type == "cpu" and x.is_contiguous() and 0 < x.nbytes <= SMALL_BYTES
 
 
 def _extracted(

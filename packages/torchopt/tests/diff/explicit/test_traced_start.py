@@ -122,3 +122,57 @@ def test_a_start_follows_the_tensors_that_the_optimizer_holds() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
     torch.testing.assert_close(found[2], found[3], rtol=1e-12, atol=0)
     assert (found[0] - found[2]).abs().max() > 1e-4
+
+
+def form(**changes: Any) -> dict[str, Any]:
+    """Return the options of a call, with some of them changed."""
+    return {"factor": 2.0, "swapped": False, "dim": 0, "lr": 0.1, "held": (), "unroll": 1} | changes
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        form(factor=3.0),
+        form(factor=3),
+        form(swapped=True),
+        form(dim=1),
+        form(lr=0.2),
+        form(held=("x",)),
+        form(held=("a", "b")),
+        form(unroll=2),
+    ],
+    ids=str,
+)
+def test_calls_that_differ_in_one_thing_share_nothing_that_depends_on_it(
+    other: dict[str, Any],
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 3, dtype=torch.float64, generator=generator)
+    x = torch.randn(3, 3, dtype=torch.float64, generator=generator)
+
+    def loss(params: dict[str, Tensor], batch: list[Any]) -> Tensor:
+        first, second = params.values()  # in the order of the dict
+        return ((first.sin() * batch[0] + second.cos()) ** 2).sum() * batch[1]
+
+    def gradients(options: dict[str, Any], execute: str) -> list[Tensor]:
+        leaves = {
+            k: v.clone().requires_grad_(k not in options["held"])
+            for k, v in {"a": a, "b": b, "x": x}.items()
+        }
+        names = ("b", "a") if options["swapped"] else ("a", "b")
+        inner = torchopt.inner_loop(
+            loss,
+            torchopt.sgd(options["lr"], momentum=0.5),
+            steps=4,
+            tasks=(None, [options["dim"], None]),
+            execute=execute,
+            unroll=options["unroll"] if execute == "trace" else 1,
+        )
+        found = inner({k: leaves[k] for k in names}, [leaves["x"], options["factor"]])
+        wanted = [v for v in leaves.values() if v.requires_grad]
+        end = sum((v**3).sum() for v in found.params.values())
+        return list(torch.autograd.grad(end, wanted))
+
+    for options in (form(), other, form()):
+        expected = gradients(options, "eager")
+        torch.testing.assert_close(gradients(options, "trace"), expected, rtol=1e-12, atol=1e-12)

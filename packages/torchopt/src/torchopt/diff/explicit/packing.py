@@ -7,15 +7,18 @@ thousand elements.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from torchopt.torch_internals import SMALL_BYTES, flattened, unflattened
+from torchopt.torch_internals import flattened, is_packable, unflattened
 
 __all__ = ["Packing"]
+
+ONE = torch.zeros(())  # expanded to where a tensor of some shape is needed
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,14 @@ class Packing:
     def of(tensors: Sequence[Tensor]) -> Packing:
         """Return the packing of tensors like these."""
         dtype = next((x.dtype for x in tensors if x.is_floating_point()), None)
-        places = tuple(
-            i
-            for i, x in enumerate(tensors)
-            if x.dtype is dtype
-            and x.device.type == "cpu"
-            and x.nbytes <= SMALL_BYTES
-            and x.is_contiguous()
-        )
+        places = tuple(i for i, x in enumerate(tensors) if x.dtype is dtype and is_packable(x))
         if len(places) < 2:
             return Packing(len(tensors))
         return Packing(len(tensors), places, tuple(tensors[i].shape for i in places), dtype)
+
+    @functools.cached_property
+    def _like(self) -> list[Tensor]:
+        return [ONE.expand(shape) for shape in self.shapes]
 
     @property
     def count(self) -> int:
@@ -68,6 +68,6 @@ class Packing:
         if not self.places:
             return list(tensors)
         buffer, *others = tensors
-        found = dict(zip(self.places, unflattened(buffer, self.shapes)))
+        found = dict(zip(self.places, unflattened(buffer, self._like)))
         remaining = iter(others)
         return [found[i] if i in found else next(remaining) for i in range(self.size)]

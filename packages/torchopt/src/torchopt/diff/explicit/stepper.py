@@ -40,6 +40,7 @@ class Stepper:
     ) -> None:
         self.optimizer, self._arguments = optimizer, arguments
         self._reached = Reached(optimizer)
+        self._joined: tuple[Fingerprint, Fingerprint, Fingerprint] | None = None
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that the optimizer holds."""
@@ -52,9 +53,12 @@ class Stepper:
     def _search(self) -> list[Tensor]:
         return [x for _, x in captured(self.optimizer, Tensor)]
 
-    def reach(self) -> Fingerprint:
-        """Return the present fingerprint of the optimizer."""
-        return self._reached.now()
+    def reach_with(self, loss: Fingerprint) -> Fingerprint:
+        """Return the present fingerprint of a loss, given alone, and of the optimizer."""
+        own, known = self._reached.now(), self._joined
+        if known is None or known[0] is not loss or known[1] is not own:
+            self._joined = known = loss, own, join(loss, own)
+        return known[2]
 
 
 class Recent(dict[Any, Any]):
@@ -110,7 +114,7 @@ class Memory:
 
     def reach(self, loss: Any, stepper: Stepper) -> Fingerprint:
         """Return the present fingerprint of the loss and an optimizer."""
-        return join(self._reached(loss).now(), stepper.reach())
+        return stepper.reach_with(self._reached(loss).now())
 
     def is_sealed(self, loss: Any) -> bool:
         """Return `is_sealed_without(loss, EXCHANGED)`, looked up again only where that changed."""

@@ -114,11 +114,12 @@ class Straight:
                 self._kept.append(rest)
             losses += values
             aux += more
-        carry = form.carry_of(packing.unpacked(before))
+        once = packing.unpacked(before)
+        carry = form.carry_of(once)
         self.ends = carry.smooth
         # What the run holds is none of its outputs: they have a graph, which holds the run.
         if packing.places:  # whose parts share its memory and its version
-            carry = form.carry_of([x.clone() for x in packing.unpacked(before)])
+            carry = form.carry_of([x.clone() for x in once])
         else:
             carry = carry.detached()
         # Nothing else refers to the tensors between the first step and the last.

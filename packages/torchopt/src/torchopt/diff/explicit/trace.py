@@ -79,17 +79,17 @@ def programs() -> Programs:
     return Programs(_kept.made, len(_kept))
 
 
-def traced(key: Hashable, what: str, make: Callable[[], Program]) -> Program:
+def traced(key: Hashable, what: Callable[[], str], make: Callable[[], Program]) -> Program:
     """Return the program for a key, from the cache or by tracing.
 
     Args:
         key: Everything that the program depends on.
-        what: A description for the log.
+        what: Returns a description for the log.
         make: Traces the program.
     """
     found, new = _kept.get(key, make)
     if new:
-        logger.info("traced %s (program %d; %d kept)", what, _kept.made, len(_kept))
+        logger.info("traced %s (program %d; %d kept)", what(), _kept.made, len(_kept))
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchopt.diff.explicit.adjoint import Cotangents, pull_back_start
 from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.fingerprint import Key
 from torchopt.diff.explicit.forms import (
     WHERE,
     Form,
@@ -29,6 +30,7 @@ from torchopt.diff.explicit.forms import (
     with_ints,
 )
 from torchopt.diff.explicit.moments import Moment
+from torchopt.diff.explicit.plan import Plan, planned
 from torchopt.diff.explicit.run import Run, Sums
 from torchopt.diff.explicit.step import Aux, Carry, start
 from torchopt.diff.explicit.straight import Straight
@@ -41,7 +43,7 @@ from torchopt.diff.explicit.taken import (
     with_given,
 )
 from torchopt.diff.explicit.trace import Program, Words, make_program, traced, versions
-from torchopt.diff.explicit.traced_start import Started, traced_start
+from torchopt.diff.explicit.traced_start import Started
 from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.explicit.variables import Input, Leaves
 from torchopt.diff.explicit.whole import results_of, whole_program
@@ -84,7 +86,7 @@ class TracedRun(Run):
         self._saved: dict[int, tuple[Pull, list[Tensor], list[int]]] = {}
         self._reach = call.reach()
         self._versions = versions(self._reach.tensors)
-        self._common = self._reach.key, compiled, call_key(call)
+        self._common = Key((self._reach.key, compiled, call_key(call)))
         self._adjoints: dict[Hashable, Program] = {}
         self._seeing = self._writes = self._uniform = False
         self._seen = Nothing()  # replaced if its programs draw random numbers or write to buffers
@@ -92,22 +94,28 @@ class TracedRun(Run):
         self._ends: list[Tensor] = []
         self._straight: Straight | None = None
         self._started: Started | None = None
+        self._plan = Plan(None)
         self._at_start: Any = Nothing()  # what the optimizer saw, where it may be made otherwise
 
     def _parts(self) -> list[range]:
         """Return the steps, split by the programs that take them."""
-        count = self.call.steps
-        whole = count - count % self._unroll
-        parts = [range(t, t + self._unroll) for t in range(0, whole, self._unroll)]
-        return [*parts, *(range(t, t + 1) for t in range(whole, count))]
+        count, size = self.call.steps, self._unroll
+        parts = [range(t, t + size) for t in range(0, count - size + 1, size)]
+        return [*parts, *(range(t, t + 1) for t in range(count - count % size, count))]
 
-    def _key(self, carry: Carry, steps: range) -> Hashable:
+    def _key(self, carry: Carry, steps: range) -> Key:
+        started, plan = self._started, self._plan
+        first = started is not None and carry is started.carry
+        whole = first and len(steps) == self._unroll
+        if whole and plan.key is not None:
+            return plan.key
         alike = steps[:1] if len(self.call.batches) == 1 else steps
         inputs = tuple(inputs_key(self.call, t) for t in alike)
-        started = self._started
-        same = started is not None and carry is started.carry
-        form = started.form.key if started and same else form_key(carry)
-        return form, len(steps), inputs, self._common
+        form = started.form.key if started and first else form_key(carry)
+        key = Key((form, len(steps), inputs, self._common))
+        if whole:
+            plan.key = key
+        return key
 
     def _surroundings(self) -> Surroundings:
         """Return the surroundings of the loss; if they change, those at the start."""
@@ -153,7 +161,7 @@ class TracedRun(Run):
 
         count = "a step" if len(steps) == 1 else f"{len(steps)} steps"
         key = ("step", keep_all, self._key(carry, steps))
-        return traced(key, f"{count} of {described(self.call, self._compiled)}", make)
+        return traced(key, lambda: f"{count} of {described(self.call, self._compiled)}", make)
 
     def _whole(self, carry: Carry, given: list[Tensor], steps: range) -> Program | None:
         surroundings = self._surroundings()
@@ -210,7 +218,7 @@ class TracedRun(Run):
         if program is None:
             program = traced(
                 ("adjoint", short, self._key(carry, steps)),
-                f"the adjoint of a step of {described(self.call, self._compiled)}",
+                lambda: f"the adjoint of a step of {described(self.call, self._compiled)}",
                 lambda: self._make(pulled, arguments),
             )
             self._adjoints[short] = program
@@ -220,7 +228,6 @@ class TracedRun(Run):
         """Return the tensors of the result and keep some of the states."""
         call = self.call
         tensors = [x.detach() for x in inputs]
-        places = {call.first, *self._places(), call.steps - 1}
         first, carry = self._begin(tensors)
         program, losses, aux = self._first(carry, tensors), list[Tensor](), list[Aux]()
         seen: Any = self._seen
@@ -234,6 +241,7 @@ class TracedRun(Run):
                 self._straight = straight
                 self._moments.update(zip((part.start for part in parts), moments))
             parts = []
+        places = {call.first, *self._places(), call.steps - 1} if parts else ()
         for part, following in itertools.zip_longest(parts, parts[1:]):
             t, before = part.start, carry
             seen = seen.retaken() if self._seeing and t in places and t > 0 else seen
@@ -256,11 +264,10 @@ class TracedRun(Run):
         return self._flat(found)
 
     def _begin(self, tensors: list[Tensor]) -> tuple[Carry, Carry]:
-        """Return the start of the run as the optimizer makes it, or the form of that, and with
-        tensors for the integers of the state.
-        """
+        """Return the form of the start of the run, and the start with tensors for integers."""
         call = self.call
-        form = traced_start(call, self._common, self._surroundings, WORDS)
+        self._plan = planned(call, self._common, self._unroll, self._surroundings, WORDS)
+        form = self._plan.start
         if form is None:
             if call.state is None:
                 self._at_start = self._surroundings()

@@ -124,7 +124,7 @@ class TracedForwardRun(ForwardRun, TracedRun):
         sizes = (len(once), len(holes), len(smooth))
         key = ("push", self._key(carry, range(step, step + 1)))
         return traced(
-            key, f"the tangents of a step of {described(self.call, self._compiled)}", make
+            key, lambda: f"the tangents of a step of {described(self.call, self._compiled)}", make
         )
 
 
