@@ -142,11 +142,16 @@ def used_by(source: str) -> list[Any]:
 
 
 def public_names(package: str) -> set[str]:
-    """Return the names that the manual documents, including the `__all__` of documented modules."""
+    """Return the names that the manual documents, including the `__all__` of documented modules.
+
+    A documented module without `__all__` is only a text.
+    """
     pages = (ROOT / "packages" / package / "docs").rglob("*.md")
     names = {name for page in pages for name in DIRECTIVE.findall(page.read_text())} | {package}
     modules = {name for name in names if inspect.ismodule(object_of(name))}
-    return names - modules | {f"{m}.{n}" for m in modules for n in object_of(m).__all__}
+    return names - modules | {
+        f"{m}.{n}" for m in modules for n in getattr(object_of(m), "__all__", ())
+    }
 
 
 def is_used(found: Any, used: dict[int, Any]) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import torchopt
 from torchopt.base import GradientTransformation
 from torchopt.optim import TorchOptimizer
+from torchopt.optim.named_state import StateGroups
 from torchopt.optimizers.native import with_backend
 
 NAMES = sorted(ROWS)
@@ -408,3 +409,19 @@ def test_states_of_fewer_groups_are_refused_where_torch_takes_the_optimizer_for_
     (saved,), (loaded,) = first, second
     with pytest.raises(ValueError, match="a state for each of 2 parameter groups, got 1"):
         loaded.load_state_dict(saved.state_dict())
+
+
+def test_a_state_passes_between_optimizers_in_place_and_differentiable() -> None:
+    """Both kinds of optimizers save and load by `StateGroups`, in both formats."""
+    net = nn.Linear(2, 1)
+    classic = torchopt.Adam(dict(net.named_parameters()), lr=0.1)
+    meta = torchopt.MetaAdam(net, lr=0.1)
+    net(torch.ones(2)).sum().backward()
+    classic.step()
+    assert isinstance(classic, StateGroups)
+    assert isinstance(meta, StateGroups)
+    meta.load_named_state_dict(classic.named_state_dict())
+    saved, loaded = map(torchopt.pytree.tree_leaves, (classic.state_dict(), meta.state_dict()))
+    assert sum(isinstance(x, Tensor) and x.ndim > 0 for x in saved) == 4
+    for x, y in zip(saved, loaded, strict=True):
+        torch.testing.assert_close(y, x, rtol=0, atol=0)
