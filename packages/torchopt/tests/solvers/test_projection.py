@@ -116,6 +116,9 @@ def test_a_simplex_of_size_zero_is_the_origin():
             torch.func.jacrev(lambda v, f=f: f(v, 0.0))(x[0]),
             torch.zeros(3, 3, dtype=torch.float64),
         )
+    size = torch.zeros((), dtype=torch.float64)
+    slope = torch.func.jacrev(project_simplex, argnums=1)(x[0], size)
+    assert torch.equal(slope, torch.zeros(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
