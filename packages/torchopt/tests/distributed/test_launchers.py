@@ -13,6 +13,8 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +26,7 @@ from ahead import ahead, codes_of, ends_of, free_port, in_world, started
 from torchopt.distributed import connections, meeting, slurm
 from torchopt.distributed import link as link_module
 from torchopt.distributed.board import Board
+from torchopt.distributed.hub_store import HubStore
 from torchopt.distributed.link import Link, StrangerError, connect
 from torchopt.distributed.watch import Watch
 from torchopt.errors import WorkerError
@@ -90,8 +93,10 @@ RANKS = (0, 1)
 
 def test_only_processes_with_the_token_can_join(hub):
     watch, address = hub
-    many = b"x" * 9999
-    for words in (b"GET / HTTP/1.0\r\n\r\n", b'{"rank": 1}\n', b'{"bye": true}\n', many):
+    proofs = ['{"rank": 1, "proof": "\u00e9", "challenge": "x"}\n'.encode()]
+    proofs += [b'{"rank": 1, "proof": "x", "challenge": "\\ud800"}\n', b"[" * 4000 + b"\n"]
+    words_of = [b"GET / HTTP/1.0\r\n\r\n", b'{"rank": 1}\n', b'{"bye": true}\n', b"x" * 9999]
+    for words in (*words_of, *proofs):
         with socket.create_connection(address, timeout=30) as stranger:
             assert set(json.loads(stranger.recv(1000))) == {"challenge"}
             stranger.sendall(words)
@@ -111,6 +116,86 @@ def test_only_processes_with_the_token_can_join(hub):
     assert watch.failure is None
     link.connection.close()
     assert watch.wait_for_failure(30.0).rank == 1
+
+
+@pytest.fixture
+def member(hub):
+    """The store of rank 1, and the watch of rank 1."""
+    watch = Watch(1, RANKS, 30.0, "the token", hub=connect(hub[1], 1, RANKS, "the token", 30.0))
+    hub[0].wait_for_everyone(30.0)
+    yield HubStore(watch.ask, 30.0), watch
+    watch.close()
+
+
+def test_the_store_says_what_rank_0_cannot_do(member):
+    store, _ = member
+    store.set("text", "é日")
+    with pytest.raises(RuntimeError, match="rank 0 cannot do 'add', .*: ValueError: invalid lit"):
+        store.add("text", 1)
+    assert store.get("text") == "é日".encode()
+    with pytest.raises(ValueError, match="zip"):
+        store.multi_set(["a", "b"], ["1"])
+    assert store.add("count", 2) == 2
+    assert store.check(["text", "count"])
+    assert not store.check(["text", "none"])
+    assert store.getNumKeys() == 2
+
+
+def test_the_store_takes_values_of_some_megabytes(hub, member):
+    value = bytes(range(256)) * 2**14
+    member[0].set("large", value)
+    assert member[0].get("large") == value
+    assert hub[0].failure is None
+
+
+def test_nothing_is_kept_of_a_wait_that_timed_out(hub, member):
+    store, watch = member
+    for _ in range(3):
+        with pytest.raises(torch.distributed.DistStoreError, match="within 0.05 s"):
+            store.wait(["never"], timedelta(seconds=0.05))
+    assert not store.check(["never"])  # rank 0 has read all that came before
+    assert hub[0]._rendezvous._waiting == []
+    assert watch._rendezvous._answers == {}
+
+
+def test_questions_end_when_rank_0_has_left(hub, member):
+    store, watch = member
+    with ThreadPoolExecutor(2) as ends:
+        both = [ends.submit(each.say_goodbye, frozenset()) for each in (hub[0], watch)]
+        assert all(end.result(30.0) for end in both)
+    hub[0].close()
+    for ask in (lambda: store.add("count", 1), lambda: store.get("never")):
+        with pytest.raises(torch.distributed.DistNetworkError, match="rank 0 to answer, which has"):
+            ask()
+
+
+def test_a_world_that_ends_leaves_its_address_to_the_next(hub):
+    watch, address = hub
+    watch.report(RuntimeError("a failure"), None)
+    until = time.monotonic() + 30.0
+    while True:
+        try:
+            connect(address, 1, RANKS, "the token", 30.0)
+        except StrangerError:
+            assert time.monotonic() < until
+        except ConnectionRefusedError:
+            break
+
+
+def test_rank_0_waits_for_its_port_and_says_which_is_taken(monkeypatch):
+    monkeypatch.setattr(meeting, "_REOPENING", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(OSError, match=f"expected port {port} of 127.0.0.1 to be free"):
+            meeting._listener("127.0.0.1", port, 1)
+    monkeypatch.setattr(meeting, "_REOPENING", 30.0)
+    meeting._listener("127.0.0.1", port, 1).close()
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_rank_0_may_have_an_address_of_ipv6():
+    with meeting._listener("::1", 0, 1) as listener:
+        assert listener.family == socket.AF_INET6
 
 
 def test_strangers_do_not_block_ranks(hub):
@@ -255,33 +340,38 @@ def test_who_has_another_token_is_told_and_the_others_name_what_is_missing(made,
     assert "rank 0" in second
 
 
-def test_lines_that_somebody_changes_repeats_or_adds_end_the_connection(hub):
-    watch, address = hub
-    for forge in (
+@pytest.mark.parametrize(
+    "forge",
+    [
         lambda line: line.replace(b"a note", b"a lie!"),
         lambda line: line + line,
         lambda line: b'{"bye": true}\n' + line,
         lambda line: line[::-1],
-    ):
-        link = connect(address, 1, RANKS, "the token", 30.0)
-        watch.wait_for_everyone(30.0)
-        sent = []
-        link.connection, real = SimpleNamespace(sendall=sent.append), link.connection
-        link.send({"doing": ["other", "a note", 0.0, [], 0.0]})
-        real.sendall(sent[0])
-        until = time.monotonic() + 30.0
-        while watch._views[1].doing.name != "a note":
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        link.send({"doing": ["other", "a note", 0.0, [], 0.0]})
-        real.sendall(forge(sent[1]))
-        failure = watch.wait_for_failure(30.0)
-        assert (failure.rank, failure.kind, watch._views[1].doing.name) == (1, "lost", "a note")
-        real.close()
-        watch._connections._links.clear()
-        watch._connections.admits = True
-        watch.failure = None
-        watch.failed.clear()
+    ],
+    ids=["changed", "repeated", "added", "reversed"],
+)
+def test_lines_that_somebody_changes_repeats_or_adds_end_the_connection(hub, forge):
+    watch, address = hub
+    link = connect(address, 1, RANKS, "the token", 30.0)
+    watch.wait_for_everyone(30.0)
+    sent = []
+
+    def send(line):
+        sent.append(bytes(line))
+        return len(line)
+
+    link.connection, real = SimpleNamespace(send=send), link.connection
+    link.send({"doing": ["other", "a note", 0.0, [], 0.0]})
+    real.sendall(sent[0])
+    until = time.monotonic() + 30.0
+    while watch._views[1].doing.name != "a note":
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    link.send({"doing": ["other", "a note", 0.0, [], 0.0]})
+    real.sendall(forge(sent[1]))
+    failure = watch.wait_for_failure(30.0)
+    assert (failure.rank, failure.kind, watch._views[1].doing.name) == (1, "lost", "a note")
+    real.close()
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,8 @@ class Connections:
         next_beat = 0.0
         try:
             while not self._closing:
+                if not self.admits:
+                    self._stop_listening()
                 found = self._selector.select(max(0.0, next_beat - time.monotonic()))
                 self._told.awake()
                 for key, _ in found:
@@ -140,8 +142,19 @@ class Connections:
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + self._period
                     self._told.beat()
+        except BaseException:  # a fault of this package: nobody reads from now on
+            for rank in self.ranks:
+                self._told.lost(rank)
+            raise
         finally:
             self._close_all()
+
+    def _stop_listening(self) -> None:
+        """Leave the address to the next world, whose ranks would take this hub for theirs."""
+        if self._listener is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
 
     def _close_all(self) -> None:
         for key in list(self._selector.get_map().values()):
@@ -169,8 +182,10 @@ class Connections:
                 else:
                     with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
                         self._told.heard(link.rank, message)
-        except StrangerError:
-            lines = None
+        except Exception as error:
+            if link.rank >= 0 and not isinstance(error, StrangerError):
+                raise
+            lines = None  # whatever a stranger sends, it is disconnected
         if lines is None:
             self._drop(link)
             if link.rank >= 0:  # of a stranger nothing is told: a missing rank is named later

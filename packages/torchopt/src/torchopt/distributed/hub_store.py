@@ -29,8 +29,14 @@ class HubStore(_dist.Store):  # type: ignore[misc]
 
     def __init__(self, ask: Callable[..., Any], timeout: float) -> None:
         super().__init__()
-        self._ask = ask
+        self._ask_hub = ask
         self.set_timeout(timedelta(seconds=timeout))
+
+    def _ask(self, what: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._ask_hub(what, *args, **kwargs)
+        except ConnectionError as error:
+            raise dist.DistNetworkError(str(error)) from error
 
     def set(self, key: str, value: str | bytes) -> None:
         """Set a value."""
@@ -56,7 +62,7 @@ class HubStore(_dist.Store):  # type: ignore[misc]
 
     def check(self, keys: list[str]) -> bool:
         """Return whether all keys are there."""
-        return {*keys} <= {*self._ask("keys")}
+        return bool(self._ask("check", [*keys]))
 
     def append(self, key: str, value: str | bytes) -> None:
         """Append to a value."""
@@ -68,7 +74,7 @@ class HubStore(_dist.Store):  # type: ignore[misc]
 
     def multi_set(self, keys: list[str], values: list[str | bytes]) -> None:
         """Set values."""
-        self._ask("set", {key: _text(x) for key, x in zip(keys, values)})
+        self._ask("set", {key: _text(x) for key, x in zip(keys, values, strict=True)})
 
     def has_extended_api(self) -> bool:
         """Return that there are `append`, `multi_get` and `multi_set`."""
@@ -80,7 +86,7 @@ class HubStore(_dist.Store):  # type: ignore[misc]
 
     def getNumKeys(self) -> int:  # noqa: N802 - torch's name
         """Return the number of keys."""
-        return len(self._ask("keys"))
+        return int(self._ask("count"))
 
     def clone(self) -> HubStore:
         """Return this store, which several threads may use."""
@@ -96,7 +102,7 @@ class HubStore(_dist.Store):  # type: ignore[misc]
 
 
 def _text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else value.decode("latin-1")
+    return (value.encode() if isinstance(value, str) else value).decode("latin-1")
 
 
 def _bytes(text: str) -> bytes:

@@ -16,6 +16,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,7 @@ class Link:
         self.who = ""
         self.challenge = secrets.token_hex(16)
         self.early: list[bytes] = []  # lines that came with the answer to the greeting
-        self._pending = b""
+        self._pending: list[bytes] = []  # the parts of a line whose end has not come
         self._lock = threading.Lock()
         self._key = b""  # of the seals; empty until both sides have proved that they know the token
         self._sides = ("", "")
@@ -61,10 +62,12 @@ class Link:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message; a closed connection is noticed when reading."""
-        line = json.dumps(message).encode()
+        line = json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")
         with self._lock, contextlib.suppress(OSError):
+            remaining = memoryview(self._sealed(0, line) + line + b"\n")
             try:
-                self.connection.sendall(self._sealed(0, line) + line + b"\n")
+                while remaining:
+                    remaining = remaining[self.connection.send(remaining) :]
             except TimeoutError:  # a part may have been sent, which would garble the next message
                 self.connection.shutdown(socket.SHUT_RDWR)
 
@@ -99,7 +102,7 @@ class Link:
                 raise StrangerError
         try:
             message = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StrangerError from error
         if not isinstance(message, dict):
             raise StrangerError
@@ -117,8 +120,13 @@ class Link:
             received = b""
         if not received:
             return None
-        *lines, self._pending = (self._pending + received).split(b"\n")
-        if self.rank < 0 and len(self._pending) > _LONGEST:
+        first, *others = received.split(b"\n")
+        self._pending.append(first)
+        lines = []
+        for part in others:
+            lines.append(b"".join(self._pending))
+            self._pending = [part]
+        if self.rank < 0 and not lines and sum(map(len, self._pending)) > _LONGEST:
             raise StrangerError
         return lines
 
@@ -143,8 +151,7 @@ class Link:
         rank, shown, challenge = (message.get(key) for key in ("rank", "proof", "challenge"))
         if not (isinstance(rank, int) and isinstance(shown, str) and isinstance(challenge, str)):
             raise StrangerError
-        if not hmac.compare_digest(shown, proof(token, "member", self.challenge, rank)):
-            raise StrangerError
+        _require_equal(shown, proof(token, "member", self.challenge, rank))
         words = refusal(rank, message.get("size"))
         self.send({"proof": proof(token, "hub", challenge, rank), "refused": words})
         if words is not None:
@@ -171,11 +178,12 @@ def connect(
         StrangerError: The listener is not the hub.
         RuntimeError: The hub refuses this process.
     """
-    link = Link(socket.create_connection(address, timeout=timeout), ranks[0])
+    deadline = time.monotonic() + timeout
+    connection = socket.create_connection(address, timeout=timeout)
     try:
-        link.connection.settimeout(min(timeout, _GREETING))
-        challenge = str(_first(link).get("challenge"))
-        link.connection.settimeout(timeout)
+        link = Link(connection)
+        challenge = str(_first(link, min(deadline, time.monotonic() + _GREETING)).get("challenge"))
+        link.connection.settimeout(_SENDING)
         link.send(
             {
                 "rank": rank,
@@ -185,23 +193,30 @@ def connect(
                 "who": f"process {os.getpid()} on {socket.gethostname()}",
             }
         )
-        answer = _first(link)
-        shown = proof(token, "hub", link.challenge, rank)
-        if not hmac.compare_digest(str(answer.get("proof")), shown):
-            raise StrangerError
+        answer = _first(link, deadline)
+        _require_equal(str(answer.get("proof")), proof(token, "hub", link.challenge, rank))
         if answer.get("refused") is not None:
             raise RuntimeError(str(answer["refused"]))
         link.seal(token, f"{rank} {challenge} {link.challenge}", ("member", "hub"))
+        link.rank = ranks[0]
     except BaseException:
-        link.connection.close()
+        connection.close()
         raise
     link.connection.settimeout(_SENDING)
     return link
 
 
-def _first(link: Link) -> dict[str, Any]:
-    while not (lines := link.receive()):
-        if lines is None:
+def _first(link: Link, deadline: float) -> dict[str, Any]:
+    lines: list[bytes] | None = []
+    while not lines:
+        link.connection.settimeout(max(0.001, deadline - time.monotonic()))
+        if (lines := link.receive()) is None:
             raise StrangerError
     link.early = lines[1:]
     return link.message(lines[0])
+
+
+def _require_equal(shown: str, expected: str) -> None:
+    # compare_digest takes text of ASCII characters only.
+    if not hmac.compare_digest(shown.encode("utf-8", "replace"), expected.encode()):
+        raise StrangerError

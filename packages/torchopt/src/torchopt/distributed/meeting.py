@@ -302,14 +302,16 @@ def meet_by(
             watch.wait_for_everyone(timeout)
         return met
     started = time.monotonic()
+    strange = 0.0  # since when there was a stranger in each try
     while True:
         host, port, told = json.loads(find())
         token = given or told
         try:
             link = connect((host, port), rank, ranks, token, timeout)
         except (OSError, StrangerError) as error:  # the hub may not listen yet, or end its world
-            is_stranger = isinstance(error, StrangerError)
-            if time.monotonic() < started + (min(timeout, _REOPENING) if is_stranger else timeout):
+            is_stranger, now = isinstance(error, StrangerError), time.monotonic()
+            strange = (strange or now) if is_stranger else 0.0
+            if now < (strange + min(timeout, _REOPENING) if is_stranger else started + timeout):
                 time.sleep(0.05)
                 continue
             if is_stranger:
@@ -327,13 +329,23 @@ def meet_by(
 
 
 def _listener(host: str, port: int, backlog: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), backlog=backlog)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    deadline = time.monotonic() + _REOPENING
+    while True:
+        try:
+            return socket.create_server((host, port), family=family, backlog=backlog)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                break
+            if time.monotonic() > deadline:
+                raise OSError(
+                    error.errno,
+                    f"expected port {port} of {host} to be free for rank 0, found a process that "
+                    "listens there; give the world another MASTER_PORT",
+                ) from error
+        time.sleep(0.05)
     # The address belongs to a gateway: listen on every interface behind it.
-    return socket.create_server(("", port), backlog=backlog)
+    return socket.create_server(("", port), family=family, backlog=backlog)
 
 
 def require_address(world_size: int) -> None:

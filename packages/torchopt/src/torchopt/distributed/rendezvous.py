@@ -30,6 +30,7 @@ class Rendezvous:
         send: Sends a message to a rank.
         check: Raises if another process failed.
         clock: Returns the time in seconds.
+        is_reached: Returns whether the hub can still answer.
     """
 
     def __init__(
@@ -39,16 +40,18 @@ class Rendezvous:
         send: Callable[[int, dict[str, Any]], None],
         check: Callable[[], None],
         clock: Callable[[], float],
+        is_reached: Callable[[], bool] = lambda: True,
     ) -> None:
         self.rank = rank
         self.hub = hub
         self._send = send
         self._check = check
         self._clock = clock
+        self._is_reached = is_reached
         self._changed = threading.Condition()
         self._numbers = itertools.count()
         self._asked: set[int] = set()  # the questions of this process that are not answered
-        self._answers: dict[int, Any] = {}
+        self._answers: dict[int, tuple[Any, str | None]] = {}  # values, and what was wrong
         self._counters: dict[str, tuple[int, int]] = {}
         self._entered: dict[str, list[_Asker]] = {}
         self._values: dict[str, str] = {}
@@ -83,6 +86,8 @@ class Rendezvous:
         Raises:
             WorkerError: Another process failed.
             TimeoutError: There is no answer in time.
+            ConnectionError: The hub has left the world.
+            RuntimeError: The hub cannot do it.
         """
         number = next(self._numbers)
         deadline = None if timeout is None else self._clock() + timeout
@@ -95,31 +100,59 @@ class Rendezvous:
             with self._changed:
                 while number not in self._answers:
                     self._changed.wait(_LOOK)
+                    if number in self._answers:
+                        break
                     self._check()
+                    if not self._is_reached():
+                        raise ConnectionError(
+                            f"rank {self.rank}: expected rank {self.hub} to answer, which has left "
+                            "the world"
+                        )
                     if deadline is not None and self._clock() > deadline:
                         raise TimeoutError(late)
-                return self._answers.pop(number)
+                value, wrong = self._answers[number]
         finally:
-            self._asked.discard(number)
+            with self._changed:
+                self._asked.discard(number)
+                is_answered = self._answers.pop(number, None) is not None
+            if not is_answered:
+                self._forget(number)
+        if wrong is not None:
+            raise RuntimeError(
+                f"rank {self.hub} cannot do {what!r}, which was asked of it: {wrong}"
+            )
+        return value
+
+    def _forget(self, number: int) -> None:
+        """Tell the hub that nobody waits for the answer to a question any more."""
+        if self.rank == self.hub:
+            self._settle((self.rank, number), "forget")
+        else:
+            self._send(self.hub, {"ask": ["forget"], "number": number})
 
     # --- the watching thread ----------------------------------------------------------------------
 
     def hear(self, rank: int, message: dict[str, Any]) -> None:
         """Handle a message from another rank."""
         if "ask" in message:
-            self._settle((rank, message["number"]), *message["ask"])
+            number, question = message["number"], message["ask"]
+            try:
+                self._settle((rank, number), *question)
+            except Exception as error:
+                wrong = f"{type(error).__name__}: {error}"
+                self._send(rank, {"answer": number, "value": None, "wrong": wrong})
         elif "answer" in message:
-            self._keep(message["answer"], message["value"])
+            self._keep(message["answer"], message["value"], message.get("wrong"))
 
     def wake(self) -> None:
         """Wake the waiting threads to check for a failure."""
         with self._changed:
             self._changed.notify_all()
 
-    def _keep(self, number: int, value: Any) -> None:
+    def _keep(self, number: int, value: Any, wrong: str | None = None) -> None:
         with self._changed:
             if number in self._asked:
-                self._answers[number] = value
+                self._answers[number] = value, wrong
                 self._changed.notify_all()
 
     # --- at the hub -------------------------------------------------------------------------------
@@ -186,9 +219,18 @@ class Rendezvous:
         """Delete a value; answer whether there was one."""
         return [(asker, self._values.pop(key, None) is not None)]
 
-    def do_keys(self, asker: _Asker) -> _Answers:
-        """Answer with all keys."""
-        return [(asker, list(self._values))]
+    def do_check(self, asker: _Asker, keys: list[str]) -> _Answers:
+        """Answer whether all keys are there."""
+        return [(asker, all(key in self._values for key in keys))]
+
+    def do_count(self, asker: _Asker) -> _Answers:
+        """Answer with the number of keys."""
+        return [(asker, len(self._values))]
+
+    def do_forget(self, asker: _Asker) -> _Answers:
+        """Remove a question whose answer nobody waits for."""
+        self._waiting = [each for each in self._waiting if each[0] != asker]
+        return []
 
     def _found(self) -> _Answers:
         """Return the answers to those who wait for values that are there now."""

@@ -106,7 +106,7 @@ class Watch:
         self._orderly = False  # set when the hub reports that every rank reached its end
         self._connections = Connections(rank, ranks, token, self, _BEAT, listener=listener, hub=hub)
         self._rendezvous = Rendezvous(
-            rank, self.hub, self._connections.send, self.check, self._clock
+            rank, self.hub, self._connections.send, self.check, self._clock, self._is_hub_there
         )
         self._connections.start()
 
@@ -188,6 +188,9 @@ class Watch:
             return self._rendezvous.draw(counter, purpose, amount)
         finally:
             self.end_operation(before)
+
+    def _is_hub_there(self) -> bool:
+        return not self._connections.closing and self.hub not in self._connections.ended
 
     def ask(self, what: str, *args: Any, timeout: float | None = None, late: str = "") -> Any:
         """Ask the hub; see `Rendezvous.ask`."""
