@@ -472,3 +472,20 @@ def test_a_step_by_an_earlier_gradient_keeps_the_dtype_of_the_parameters(inner: 
     assert [p.dtype for p in params] == [torch.float32, torch.float32]
     assert updates[0] is not None
     assert updates[0].abs().sum() > 0
+
+
+def test_in_precision_takes_the_tuple_of_autograd_grad_for_a_list_of_parameters() -> None:
+    """As `adam` itself does, also where the loss does not depend on a parameter."""
+    params = [torch.ones(n, requires_grad=True) for n in (2, 3)]
+    optimizer = in_precision(torchopt.adam(0.1), DOUBLE)
+    state = optimizer.init(params)
+    for used in (params, params[1:]):
+        loss = torch.stack([(p**2).sum() for p in used]).sum()
+        grads = torch.autograd.grad(loss, params, allow_unused=True)
+        updates, state = optimizer.update(grads, state, params=params, inplace=False)
+        assert isinstance(updates, tuple)
+        for update, grad in zip(updates, grads):
+            assert (update is None) == (grad is None)
+            if update is not None:
+                assert update.dtype == torch.float32
+                torch.testing.assert_close(update, torch.full_like(update, -0.1))

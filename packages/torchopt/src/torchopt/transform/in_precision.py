@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
-from torchopt.tree import tree_map
+from torchopt.tree import flatten_up_to, tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["in_precision"]
 
@@ -39,13 +39,14 @@ class InPrecision(Wrapper):
             params=None if params is None else self._cast(params),
             inplace=inplace,
         )
-
-        def back(u: Tensor | None, g: Tensor | None, p: Tensor | None = None) -> Tensor | None:
-            like = p if g is None else g  # `inner` may step by an earlier gradient
-            return u if u is None or like is None else u.to(like.dtype)
-
-        trees = (stepped, updates) if params is None else (stepped, updates, params)
-        return tree_map(back, *trees, none_is_leaf=True), state
+        grads, spec = tree_flatten(updates, none_is_leaf=True)
+        rows = flatten_up_to(spec, stepped, "updates")
+        # `inner` may step by an earlier gradient. Else `params` need not be of the same containers.
+        late = any(g is None and u is not None for u, g in zip(rows, grads))
+        given = flatten_up_to(spec, params, "params") if late and params is not None else grads
+        likes = [p if g is None else g for g, p in zip(grads, given)]
+        out = [u if u is None or x is None else u.to(x.dtype) for u, x in zip(rows, likes)]
+        return tree_unflatten(spec, out), state
 
 
 def in_precision(
