@@ -309,6 +309,40 @@ def test_a_copy_without_grad_mode_still_requires_a_gradient(by: str) -> None:
 
 
 @pytest.mark.parametrize("by", ["reference", "copy", "deepcopy"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_moved_copy_without_grad_mode_requires_a_gradient_as_its_original(
+    by: str, device: str
+) -> None:
+    net, _, _ = stepped_net()
+    net.add_module("frozen", nn.Linear(1, 1).requires_grad_(False))
+    with torch.no_grad():
+        state = torchopt.extract_state_dict(net, by=by, device=torch.device(device))
+        cloned = torchopt.module_clone(net, by=by, device=torch.device(device))
+    assert isinstance(cloned, nn.Module)
+    torchopt.recover_state_dict(net, state)
+    for module in (net, cloned):
+        for name, p in module.named_parameters():
+            assert p.device.type == device
+            assert p.requires_grad == (not name.startswith("frozen"))
+
+
+def test_a_recovery_whose_copies_fail_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, optimizer, x = stepped_net()
+    state = torchopt.extract_state_dict(net, detach_buffers=True)
+    optimizer.step(net(x).pow(3).sum())
+    before = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+    def no_memory(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("torchopt.params.snapshot.copy_tensor", no_memory)
+    with pytest.raises(MemoryError):
+        torchopt.recover_state_dict(net, state)
+    after = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    assert all(after[name] is tensor for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("by", ["reference", "copy", "deepcopy"])
 def test_buffers_that_are_one_tensor_stay_one_when_they_are_copied_at_recovery(by: str) -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:

@@ -73,8 +73,6 @@ def copy_tensor(x: Tensor, by: str, device: Device | None) -> Tensor:
             return out
     elif by in ("copy", "clone"):
         out = x.clone()
-        if not torch.is_grad_enabled():  # without a graph: a leaf, as after a step
-            out.requires_grad_(x.requires_grad)
     else:
         out = x.clone().detach_().requires_grad_(x.requires_grad)
     if device is not None:
@@ -86,7 +84,10 @@ def copy_tensor(x: Tensor, by: str, device: Device | None) -> Tensor:
         if isinstance(x, nn.Parameter):
             out = nn.Parameter(out, requires_grad=x.requires_grad)
         inherit_hooks(x, out)
-    elif out.requires_grad:
+        return out
+    if not torch.is_grad_enabled():  # without a graph: a leaf, as after a step
+        out.requires_grad_(x.requires_grad)
+    if out.requires_grad:
         descend(x, out)
     return out
 
@@ -198,11 +199,11 @@ def recover_module_state(module: nn.Module, state: ModuleState) -> None:
             containers = {k: c for k, c in containers.items() if _has_tensors(c)}
             _check_fits(kind, containers, saved, places)
         live.append(containers.values())
-    for container, tensors in zip(live[0], state.params):
-        container.update(tensors)
     buffers_now = dict(zip(buffers, state.buffers))
     if state.detach_buffers:
         buffers_now = _copies(buffers_now, "deepcopy", None, {})
+    for container, tensors in zip(live[0], state.params):
+        container.update(tensors)
     for container, tensors in zip(live[1], buffers_now.values()):
         container.update(tensors)
 
