@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
+import inspect
 import io
 import pickle
+import typing
 import weakref
 
 import pytest
@@ -387,3 +390,79 @@ def test_a_constructor_may_compute_a_parameter():
             self.start = mu.clone()
 
     assert [name for name, _ in Started(leaf(1.0, 2.0, 3.0)).named_parameters()] == ["w", "start"]
+
+
+class Solvable(typing.Protocol):
+    def solve(self, lam): ...
+
+
+class Mixin:
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mixed = self.mu.clone()
+
+
+class Longer(Keeping):
+    def __init__(self, mu):
+        """Documented."""
+        super().__init__(mu)
+        self.start = mu.clone()
+
+
+def decorated(cls):
+    written = cls.__init__
+
+    @functools.wraps(written)
+    def init(self, *args):
+        written(self, *args)
+        self.decorated = self.mu.clone()
+
+    cls.__init__ = init
+    return cls
+
+
+MADE = {
+    "a protocol": (type("ThenProtocol", (Keeping, Solvable), {}), ["w"]),
+    "a protocol first": (type("Protocol", (Solvable, Keeping), {}), ["w"]),
+    "a mixin": (type("Mixed", (Mixin, Keeping), {}), ["w", "mixed"]),
+    "a constructor of its own": (Longer, ["w", "start"]),
+    "an inherited constructor": (type("Inherited", (Longer,), {}), ["w", "start"]),
+    "a decorator": (decorated(type("Decorated", (Longer,), {})), ["w", "start", "decorated"]),
+}
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("kind", MADE)
+def test_what_a_constructor_computes_is_a_parameter_and_what_is_kept_later_is_none(kind, again):
+    cls, names = MADE[kind]
+    mu, lam = leaf(1.0, -2.0, 3.0), leaf(0.5)
+    for parent in (Keeping, Longer) if again else ():
+        parent(mu)
+    module = cls(mu)
+    for made in (copy.copy(module), copy.deepcopy(module), module):
+        made.objective(lam.detach())
+        assert [name for name, _ in made.named_parameters()] == names
+
+
+def test_a_constructor_that_raised_may_be_called_again():
+    class Late(Shrunk):
+        def __init__(self, mu, raises):
+            super().__init__(mu)
+            if raises:
+                raise ValueError("late")
+            self.start = mu.clone()
+
+    mu = leaf(1.0, 2.0, 3.0)
+    module = Late.__new__(Late, mu, True)
+    with pytest.raises(ValueError, match="late"):
+        module.__init__(mu, True)
+    module.__init__(mu, False)
+    assert [name for name, _ in module.named_parameters()] == ["w", "start"]
+
+
+def test_constructors_keep_their_signatures_and_documentation():
+    Longer(leaf(1.0, 2.0, 3.0))
+    assert list(inspect.signature(Longer).parameters) == ["mu"]
+    assert Longer.__init__.__doc__ == "Documented."
+    assert Longer.__init__.__qualname__ == "Longer.__init__"
+    assert type(Longer) is type(ImplicitMetaGradientModule)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import abc
 import copy
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -17,17 +17,35 @@ from torchopt.tree import tree_leaves
 __all__ = ["MetaGradientModule"]
 
 
-class _Made(abc.ABCMeta):
-    """Marks a module as soon as its constructor has returned."""
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        made = super().__call__(*args, **kwargs)
-        if isinstance(made, MetaGradientModule):
-            made.__dict__["_is_made"] = True
-        return made
+# The attribute of a constructor that marks modules: the constructor as it was written.
+_WRITTEN = "_torchopt_written_init"
 
 
-class MetaGradientModule(nn.Module, metaclass=_Made):
+def _mark_when_made(cls: type[MetaGradientModule]) -> None:
+    """Make the constructor of a class mark a module as soon as it has returned.
+
+    This is done for an instance instead of with the class, because decorators and mixins may give
+    the class another constructor, and a metaclass would rule out others.
+    """
+    # A protocol has a constructor that stands for the next one.
+    stand_ins = ("typing", "typing_extensions")
+    bases = (base for base in cls.__mro__ if "__init__" in vars(base))
+    inits: Iterator[Any] = (base.__init__ for base in bases)  # type: ignore[misc]
+    init = next(f for f in inits if getattr(f, "__module__", "") not in stand_ins)
+    if getattr(init, _WRITTEN, None) is getattr(init, "__wrapped__", init):
+        return
+
+    @functools.wraps(init)
+    def made(self: MetaGradientModule, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if getattr(type(self).__init__, _WRITTEN, None) is init:  # not by super().__init__()
+            self.__dict__["_is_made"] = True
+
+    setattr(made, _WRITTEN, init)
+    cls.__init__ = made  # type: ignore[method-assign]
+
+
+class MetaGradientModule(nn.Module):
     """A module whose constructor arguments are meta-parameters and meta-modules.
 
     Tensors that require a gradient and modules in training mode become meta-parameters and
@@ -45,6 +63,7 @@ class MetaGradientModule(nn.Module, metaclass=_Made):
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Return the instance, which records the arguments of the constructor."""
         instance = super().__new__(cls)
+        _mark_when_made(cls)
         found: dict[int, Any] = {}
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and leaf.requires_grad:

@@ -34,7 +34,7 @@ __all__ = [
 WRAPPED = "_torchopt_implicit_gradients"
 
 
-class ImplicitMetaGradientModule(MetaGradientModule):
+class ImplicitMetaGradientModule(MetaGradientModule, metaclass=abc.ABCMeta):
     """A module whose parameters solve an inner problem that depends on its meta-parameters.
 
     A subclass implements `solve`, which changes the parameters until they solve the problem, and
