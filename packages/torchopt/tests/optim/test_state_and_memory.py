@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import torchopt
 from torchopt.optim import TorchOptimizer
+from torchopt.optim.as_torch import AsTorch
 
 
 class Quadratic(nn.Module):
@@ -286,3 +287,22 @@ def test_adapter_works_with_the_gradient_scaler_and_closures() -> None:
         TorchOptimizer([w], torchopt.sgd, lr=0.1, momntum=0.9)
     with pytest.raises(TypeError, match="unexpected keyword argument 'betas'"):
         TorchOptimizer([{"params": [w], "betas": (0.9, 0.9)}], torchopt.sgd, lr=0.1)
+
+
+@pytest.mark.parametrize("field", ["mu", "nu"])
+def test_a_parameter_whose_path_begins_like_a_field_has_its_own_state_for_torch(field: str) -> None:
+    params: Any = {"w": torch.ones(2, requires_grad=True)}
+    params[field] = {"w": torch.ones(3, requires_grad=True)}
+    first, second = torchopt.Adam(params, lr=0.1), torchopt.Adam(params, lr=0.1)
+    (params["w"].sum() + 2 * params[field]["w"].sum()).backward()
+    first.step()
+    shown = AsTorch(first)
+    for p in (params["w"], params[field]["w"]):
+        assert shown.state[p].keys() == {
+            f"ScaleByAdamState.{name}" for name in ("mu", "nu", "count")
+        }
+        assert shown.state[p]["ScaleByAdamState.mu"].shape == p.shape
+    AsTorch(second).load_state_dict(shown.state_dict())
+    want, got = (o.named_state_dict()["groups"][0]["state"] for o in (first, second))
+    assert want.keys() == got.keys()
+    assert all(torch.equal(got[name], value) for name, value in want.items())

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from torchopt.base import UninitializedState
+from torchopt.optim.named_state import owners
 from torchopt.optim.states import require_states
 
 if TYPE_CHECKING:
@@ -33,15 +33,18 @@ class AsTorch(torch.optim.Optimizer):
 
     def _show(self) -> None:
         self.state.clear()
-        named = self._optimizer.named_state_dict()
-        for group, shown in zip(named["groups"], self.param_groups):
+        optimizer = self._optimizer
+        with optimizer._lock:
+            named = optimizer.named_state_dict()
+            ends = [owners(state, names) for _, state, names, _ in optimizer._groups()]
+        for group, names, shown in zip(named["groups"], ends, self.param_groups):
             params = dict(zip(group["params"], shown["params"]))
             for key, value in group["state"].items():
-                field, name = _split(key, params)
-                if name is None:
-                    shown[key] = value
+                if key in names:
+                    field = key.removesuffix(f".{names[key]}")
+                    self.state[params[names[key]]][field] = value
                 else:
-                    self.state[params[name]][field] = value
+                    shown[key] = value
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Make the states without a step: torch calls this to have states to load into."""
@@ -64,13 +67,3 @@ class AsTorch(torch.optim.Optimizer):
             group["initialized"], group["state"] = True, values
         self._optimizer.load_named_state_dict(named)
         self._show()
-
-
-def _split(key: str, names: Container[str]) -> tuple[str, str | None]:
-    """Return the field and the parameter of an entry of a named state, None if it has none."""
-    parts = key.split(".")
-    for i in range(1, len(parts)):  # the longest name first, as names have dots
-        name = ".".join(parts[i:])
-        if name in names:
-            return ".".join(parts[:i]), name
-    return key, None

@@ -15,7 +15,15 @@ from torchopt.transform.in_8_bits import Quantized
 from torchopt.transform.masked import MaskedNode
 from torchopt.tree import tree_flatten, tree_structure, tree_unflatten
 
-__all__ = ["FORMAT", "VERSION", "StateGroups", "leaf_names", "load_named_state", "named_state"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "StateGroups",
+    "leaf_names",
+    "load_named_state",
+    "named_state",
+    "owners",
+]
 
 FORMAT = "torchopt.optimizer_state"
 VERSION = 1
@@ -85,13 +93,22 @@ def _holds_states(node: Any) -> bool:
 def walk(state: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
     """Return pairs of name and value for all leaves of a state, in their order."""
     entries = list(_entries(state, names))
-    return list(zip(_distinct(name for name, _ in entries), (value for _, value in entries)))
+    return list(zip(_distinct(name for name, _, _ in entries), (value for _, _, value in entries)))
 
 
-def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def owners(state: Any, names: Sequence[str]) -> dict[str, str]:
+    """Return the parameter of each name of `walk` that consists of a field, a dot and one."""
+    entries = list(_entries(state, names))
+    known = set(names)
+    pairs = zip(_distinct(name for name, _, _ in entries), entries)
+    return {name: owner for name, (plain, owner, _) in pairs if name == plain and owner in known}
+
+
+def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, str | None, Any]]:
+    """Yield the name, the parameter that it ends with, if any, and the value of each leaf."""
     seen: dict[str, int] = {}
 
-    def inside(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    def inside(node: Any, prefix: str) -> Iterator[tuple[str, str | None, Any]]:
         if _is_state(node):
             kind = type(node).__name__
             for field in node._fields:
@@ -108,20 +125,21 @@ def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
             for child in node:
                 yield from inside(child, prefix)
 
-    def field_of(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    def field_of(value: Any, where: str) -> Iterator[tuple[str, str | None, Any]]:
         if isinstance(value, (tuple, list, dict)) and _holds_states(value):
             yield from inside(value, f"{where}.")
             return
         leaves, spec = tree_flatten(value, is_leaf=_is_coded, none_is_leaf=True)
         if spec.num_nodes == 1 and len(leaves) == 1:
             # One value for all parameters, or the only parameter.
-            yield from _parts(where, value)
+            yield from ((name, None, part) for name, part in _parts(where, value))
             return
         labels = names
         if len(leaves) != len(names):
             labels = leaf_names(tree_unflatten(spec, list(range(len(leaves)))))
         for label, leaf in zip(labels, leaves):
-            yield from _parts(f"{where}.{label}", leaf)
+            owner = None if _is_coded(leaf) else label
+            yield from ((name, owner, part) for name, part in _parts(f"{where}.{label}", leaf))
 
     if _is_state(state) or isinstance(state, (tuple, list, dict)):
         yield from inside(state, "")
