@@ -407,8 +407,10 @@ def test_states_of_fewer_groups_are_refused_where_torch_takes_the_optimizer_for_
     first, second = (torchopt.Adam(params[:1], lr=0.1) for _ in range(2))
     second.add_param_group(params[1:])
     (saved,), (loaded,) = first, second
-    with pytest.raises(ValueError, match="a state for each of 2 parameter groups, got 1"):
+    with pytest.raises(ValueError, match="a state for each of 2 groups, got 1"):
         loaded.load_state_dict(saved.state_dict())
+    with pytest.raises(ValueError, match="a state for each of 1 groups, got 0"):
+        torchopt.MetaSGD(nn.Linear(1, 1), lr=0.1).load_state_dict(())
 
 
 def test_a_state_passes_between_optimizers_in_place_and_differentiable() -> None:

@@ -177,8 +177,7 @@ def require_states(states: Any, count: int) -> None:
         )
     if len(states) != count:
         raise ValueError(
-            "load_state_dict: expected a state for each of "
-            f"{count} parameter groups, got {len(states)}"
+            f"load_state_dict: expected a state for each of {count} groups, got {len(states)}"
         )
 
 
