@@ -79,9 +79,12 @@ def as_given(values: Sequence[Any], like: Sequence[Any]) -> list[Any]:
 
     A value stays as it is where `like` is not a floating-point or complex tensor.
     """
-    if all(getattr(x, "dtype", None) is getattr(y, "dtype", None) for x, y in zip(values, like)):
-        return list(values)
-    return [_as_given(x, y) for x, y in zip(values, like)]
+    return [
+        x
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype is y.dtype
+        else _as_given(x, y)
+        for x, y in zip(values, like)
+    ]
 
 
 def _as_given(x: Any, like: Any) -> Any:
