@@ -146,3 +146,48 @@ def test_an_optimizer_that_reads_tensors_on_the_host_is_named(case: str) -> None
             None,
             execute="compile",
         )
+
+
+def draw(seed: int) -> Tensor:
+    return torch.randn(3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("place", ["held", "batch", "parameter"])
+def test_negated_views_are_read_with_their_sign(place: str) -> None:
+    held = [draw(0)]
+
+    def loss(p: Any, batch: Tensor) -> Tensor:
+        return ((p["a"] * held[0] + batch) ** 3).sum()
+
+    loops = [
+        torchopt.inner_loop(loss, torchopt.sgd(0.01), steps=3, execute=execute)
+        for execute in ("eager", "compile")
+    ]
+    for view in (True, False):  # both are calls of one program
+        given = dict(zip(("held", "batch", "parameter"), map(draw, range(3))))
+        if view:
+            given[place] = torch._neg_view(given[place])
+            assert given[place].is_neg()
+        held[0], leaf = given["held"], given["parameter"].requires_grad_()
+        found = []
+        for inner in loops:
+            result = inner({"a": leaf}, given["batch"])
+            total = result.params["a"].pow(2).sum() + result.losses[0]
+            found.append((result.params["a"], result.losses, *torch.autograd.grad(total, leaf)))
+        for compiled, eager in zip(*found[::-1]):
+            assert eager.norm() > 0.1
+            torch.testing.assert_close(compiled, eager, rtol=1e-12, atol=1e-14)
+
+
+def test_a_compiled_function_reads_negated_views_with_their_sign() -> None:
+    held, x, y = torch._neg_view(draw(0)), draw(1).requires_grad_(), torch._neg_view(draw(2))
+
+    def value(x: Tensor, y: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad(((x * held) ** 3 + y * x**2 + x).sum(), x, create_graph=True)
+        return grad.pow(2).sum()
+
+    expected, found = value(x, y), torchopt.second_order.compile(value, execute="compile")(x, y)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    (grad,), (eager,) = torch.autograd.grad(found, x), torch.autograd.grad(expected, x)
+    assert eager.norm() > 0.1
+    torch.testing.assert_close(grad, eager, rtol=1e-12, atol=1e-14)

@@ -54,8 +54,17 @@ class Program:
         return [*self.given.unpacked(found[:count]), *found[count:]]
 
     def fitted(self, arguments: list[Tensor]) -> list[Tensor]:
-        """Return the arguments with the strides that the code expects, or the same list."""
-        wrong = [i for i, x in enumerate(self.strides) if arguments[i].stride() != x]
+        """Return the arguments as the code reads them, or the same list.
+
+        Compiled code reads memory in the strides that it expects, without the negative bit and the
+        conjugate bit of a view.
+        """
+        pairs = zip(arguments, self.strides)
+        wrong = [
+            i
+            for i, (x, stride) in enumerate(pairs)
+            if x.stride() != stride or x.is_neg() or x.is_conj()
+        ]
         if not wrong:
             return arguments
         fitted = list(arguments)
