@@ -376,3 +376,25 @@ def test_a_function_may_run_in_a_vmap_again() -> None:
     x = torch.arange(6.0).view(2, 3)
     torch.func.vmap(look)(x)
     assert torch.equal(later[0](), x.sum(1))
+
+
+def test_weights_of_a_recurrent_layer_follow_from_its_parameters() -> None:
+    layer = torch.nn.GRU(2, 3)
+    passed = ("_flat_weights", "_flat_weight_refs")
+    assert internals.weights_that_follow(layer) == passed
+    own = [w.detach() * 2 for w in internals.listed_weights(layer)]
+    layer._flat_weights = list(own)  # the layer uses it from now on
+    assert internals.weights_that_follow(layer) == ()
+    x, expected = torch.ones(1, 2), layer(torch.ones(1, 2))[0]
+    layer._parameters["bias_hh_l0"] = torch.nn.Parameter(torch.ones(9))  # as in functional_call
+    assert internals.weights_that_follow(layer) == passed
+    assert not torch.equal(layer(x)[0], expected)
+    assert internals.listed_weights(layer)[3] is layer.bias_hh_l0
+
+    class Refused(torch.nn.Module):
+        def forward(self, w: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("computed")
+
+    made = Refused()
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight_hh_l0", made, unsafe=True)
+    assert internals.weights_that_follow(layer) == passed

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchopt.errors import NotDifferentiableError
 from torchopt.lazy import lazy
 from torchopt.params.second_order import explain_no_derivative
-from torchopt.torch_internals import is_wrapped
+from torchopt.torch_internals import is_wrapped, weights_that_follow
 from torchopt.tree import tree_leaves
 from torchopt.tree_function import below_transforms, is_differentiated
 
@@ -59,8 +59,6 @@ LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
 OURS = "_leaf_of_a_run"
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 TABLES = ("_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modules")
-# What a recurrent layer lists anew from its parameters in each call.
-DERIVED = ("_flat_weights", "_flat_weight_refs")
 
 
 def require_arguments(
@@ -298,7 +296,8 @@ def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
             yield from ((prefix + key, x) for key, x in (attributes.pop(table, None) or {}).items())
         attributes = {k: x for k, x in attributes.items() if not k.endswith("_hooks") or x}
         if isinstance(found, nn.RNNBase):
-            attributes = {k: x for k, x in attributes.items() if k not in DERIVED}
+            follow = weights_that_follow(found)
+            attributes = {k: x for k, x in attributes.items() if k not in follow}
     # A cached property follows from the other attributes and exists only after its first use.
     derived = (key for key in attributes if isinstance(getattr(type(found), key, None), lazy))
     for key in list(derived):

@@ -20,11 +20,13 @@ __all__ = [
     "is_host_read",
     "is_packable",
     "lifted_constants",
+    "listed_weights",
     "pack_between",
     "repeats_removed",
     "split_graph",
     "traced_graph",
     "unflattened",
+    "weights_that_follow",
     "writes",
 ]
 
@@ -75,6 +77,28 @@ _TABLES_OF_HOOKS: list[dict[int, Any]] = [
     if name.startswith("_global") and name.endswith("_hooks")
 ]
 _READS_OF_MEMORY = frozenset((Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__))
+
+
+def listed_weights(layer: torch.nn.RNNBase) -> list[Any]:
+    """Return the list of weights that a recurrent layer passes to its kernel."""
+    found: list[Any] = layer._flat_weights
+    return found
+
+
+def weights_that_follow(layer: torch.nn.RNNBase) -> tuple[str, ...]:
+    """Return the attributes that a recurrent layer derives from its parameters.
+
+    There are none if it calls its kernel with a list of other tensors, as it does where the list
+    was exchanged and no parameter was.
+    """
+    names, weights = layer._flat_weights_names, layer._flat_weights
+    # A parametrized weight is computed, and listed, in each call; to compare it would compute it.
+    follow = (
+        any(hasattr(type(layer), name) for name in names)
+        or layer._weights_have_changed()
+        or [id(getattr(layer, name, None)) for name in names] == [*map(id, weights)]
+    )
+    return ("_flat_weights", "_flat_weight_refs") if follow else ()
 
 
 def traced_graph(

@@ -131,6 +131,37 @@ def test_an_exchanged_method_of_a_class_of_torch_is_seen(monkeypatch: pytest.Mon
     torch.testing.assert_close(ends(loss, "trace"), ends(loss, "eager"), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_exchanged_weights_of_a_recurrent_layer_are_seen(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    layer = kind(2, 3).double().requires_grad_(False)
+
+    def loss(w: Tensor, batch: Any, meta: Tensor) -> Tensor:
+        return (layer(w[None])[0] ** 2).sum() * meta
+
+    def double(place: int) -> None:  # inside the list
+        weights: list[Tensor] = layer._flat_weights
+        weights[place] = weights[place] * 2
+
+    def list_anew() -> None:
+        layer._flat_weights = [w * 2 for w in layer._flat_weights]
+
+    def exchange_parameter() -> None:  # so that torch lists them anew
+        layer._parameters["bias_hh_l0"] = nn.Parameter(layer.bias_hh_l0 * 3, requires_grad=False)
+
+    changes = [lambda: double(0), list_anew, lambda: double(2), exchange_parameter, list_anew]
+    before = ends(loss, "trace")
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.01), steps=2, execute="trace")
+    start = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    for change in changes:
+        change()
+        now, same = ends(loss, "trace"), inner(start, None, 0.7).params
+        torch.testing.assert_close(now, ends(loss, "eager"), rtol=1e-12, atol=0)
+        torch.testing.assert_close(same, now[0], rtol=1e-12, atol=0)
+        assert float((now[1] - before[1]).abs()) > 1e-6
+        before = now
+
+
 @pytest.mark.parametrize(
     ("name", "scale"),
     [("globals", lambda: globals()["SCALE"]), ("eval", lambda: eval("SCALE"))],

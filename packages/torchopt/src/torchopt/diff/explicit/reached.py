@@ -28,6 +28,7 @@ from torchopt.diff.explicit.fingerprint import (
     is_constant,
     module_places,
 )
+from torchopt.torch_internals import listed_weights
 
 __all__ = ["Reached"]
 
@@ -129,6 +130,8 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
                 if any(type(x) not in PLAIN for x in inner):
                     return None
                 tables += inner
+                if isinstance(found, nn.RNNBase):  # a search may have passed it by
+                    lists.append(listed_weights(found))
             attributes += ((found, name) for name in slot_names(type(found)))
 
     tables = list({id(x): x for x in tables}.values())
