@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -90,6 +91,29 @@ def test_runs_of_one_module_in_several_threads() -> None:
     for x, y in zip(found, expected):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15)
     assert all("forward" not in block.__dict__ for block in net)
+
+
+def test_threads_trace_programs_of_their_own() -> None:
+    threads, sizes = 4, 4
+    together = threading.Barrier(threads)
+
+    def runs(number: int, execute: str) -> list[Tensor]:
+        def loss(p: Any, batch: Tensor) -> Tensor:
+            return ((p["a"] * batch) ** 2).sum() * (number + 1)
+
+        inner = torchopt.inner_loop(loss, torchopt.adam, steps=2, execute=execute)
+        if execute == "trace":
+            together.wait(60)
+        found = []
+        for size in range(sizes):
+            start = torch.ones(2 + number * sizes + size, dtype=torch.float64, requires_grad=True)
+            found.append(inner({"a": start}, start.detach() * 0.5, lr=0.1).params["a"])
+        return found
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(lambda i: runs(i, "trace"), range(threads)))
+    for i, traced in enumerate(found):
+        torch.testing.assert_close(traced, runs(i, "eager"), rtol=1e-12, atol=1e-14)
 
 
 def test_a_change_during_the_search_is_noticed(

@@ -38,6 +38,7 @@ MOST = 64  # programs that are kept
 logger = logging.getLogger(__name__)
 LIBRARIES = ("torch", "torchopt", "optree")
 Made = TypeVar("Made")
+_tracing = threading.RLock()  # torch.fx traces once at a time in a process
 
 
 class Programs(NamedTuple):
@@ -48,10 +49,12 @@ class Programs(NamedTuple):
 
 
 class Kept(Generic[Made]):
-    """A cache by key; the least recently used entry is dropped."""
+    """A cache by key; the least recently used entry is dropped.
+
+    Entries are made by one thread at a time, those of all caches together.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         self._by_key: OrderedDict[Hashable, Made] = OrderedDict()
         self.made = 0
 
@@ -60,7 +63,7 @@ class Kept(Generic[Made]):
 
     def get(self, key: Hashable, make: Callable[[], Made]) -> tuple[Made, bool]:
         """Return the entry for a key, and whether it was made now."""
-        with self._lock:
+        with _tracing:
             if key in self._by_key:
                 self._by_key.move_to_end(key)
                 return self._by_key[key], False
