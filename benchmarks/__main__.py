@@ -20,6 +20,7 @@ SUITES = {
     "implicit": "benchmarks.torchopt.implicit",
     "zero_order": "benchmarks.torchopt.zero_order",
     "engines": "benchmarks.engines.run",
+    "engines_explicit": "benchmarks.engines.explicit",
     "cpu_kernels": "benchmarks.torchopt.cpu_kernels",
 }
 

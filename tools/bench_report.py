@@ -48,6 +48,7 @@ PICTURES = {
 }
 # The modules that make the tables of suites that have no folder of their own.
 REPORTS = {
+    "engines_explicit": "benchmarks.engines.report",
     "torchopt_implicit": "benchmarks.torchopt.implicit.report",
     "torchopt_zero_order": "benchmarks.torchopt.zero_order.report",
     "torchopt_meta_steps": "benchmarks.torchopt.meta_steps.report",

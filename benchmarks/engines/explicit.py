@@ -6,7 +6,8 @@ Adam in float64. The outer loss is half the square of the adapted parameters, so
 time is that of the inner loop, and the gradient is that in the initial parameters. Every gradient
 is first compared with that of the unrolled loop.
 
-    python -m benchmarks.engines.explicit 12 --steps 4 --batch 8    # one table, now
+    python -m benchmarks.engines.explicit           # twelve minutes; writes engines_explicit.json
+    python -m benchmarks.engines.explicit 12 4 8    # 12 blocks, 4 steps, 8 sequences; prints only
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import torchopt
+from benchmarks.harness.program import add_options, finish
+from benchmarks.harness.results import new_result
 from torchopt.diff import Explicit
 from torchopt.diff.explicit.memory import CountBytes
 
@@ -149,30 +152,32 @@ def compared(blocks: int, steps: int, sequences: int, repeats: int) -> list[dict
     ]
 
 
-def measure(repeats: int) -> list[dict[str, Any]]:
-    """Return the rows of all sizes."""
-    least = 1 if repeats == 1 else max(3, repeats // 2)  # some calls take ten seconds
-    sizes = SIZES if repeats > 1 else SIZES[-2:-1]
-    return [row for size in sizes for row in compared(*size, least)]
-
-
-def main() -> int:
-    """Print the table of one size."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measure the sizes, print the figures, and store them if all sizes were measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("blocks", type=int)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
+    parser.add_argument("size", type=int, nargs="*", help="blocks, steps, sequences")
+    add_options(parser, "engines_explicit")
+    options = parser.parse_args(arguments)
+    if len(options.size) not in (0, 3):
+        parser.error(f"expected blocks, steps and sequences, or nothing; got {options.size}")
     torch.set_num_threads(1)
-    rows = compared(options.blocks, options.steps, options.batch, options.repeats)
-    for row in rows:
-        peak, seconds = row["peak"], row["seconds"]
-        print(
-            f"{row['engine']:30} {peak / 2**20:8.1f} MiB  1/{rows[0]['peak'] / peak:.2f}  "
-            f"{seconds:7.3f} s  {seconds / rows[0]['seconds']:.2f}  error {row['error']:.0e}"
-        )
-    return 0
+    sizes = [tuple(options.size)] if options.size else SIZES[4:5] if options.quick else SIZES
+    result = new_result("engines_explicit", {}, {})
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        found = compared(*size, 1 if options.quick else 3)  # some calls take ten seconds
+        for row in found:
+            peak, seconds = row["peak"], row["seconds"]
+            print(
+                f"{row['blocks']:2} blocks {row['steps']:2} steps {row['engine']:30} "
+                f"{peak / 2**20:8.1f} MiB  1/{found[0]['peak'] / peak:.2f}  "
+                f"{seconds:7.3f} s  {seconds / found[0]['seconds']:.2f}  error {row['error']:.0e}"
+            )
+        rows += found
+    if options.quick or options.size:
+        return 0
+    versions = {"torch": torch.__version__, "torchopt": torchopt.__version__}
+    return finish(result | {"versions": versions, "rows": rows}, options)
 
 
 if __name__ == "__main__":

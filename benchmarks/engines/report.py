@@ -14,20 +14,22 @@ def machine_lines(result: Result) -> str:
     """Return a line about the machine and the versions of the result."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    what = "processor time, median of seven, and how far the minimum is below it"
+    rounds = "three" if result["suite"] == "engines_explicit" else "seven"
+    what = f"processor time, median of {rounds}, and how far the minimum is below it"
     return (
         f"{machine['processor']}, one thread, float64, {machine['system']}; {versions}; {what}, "
         f"{result['created'][:10]}."
     )
 
 
-def explicit_table(result: Result) -> str:
+def transformer_table(result: Result) -> str:
     """Return peak bytes and time of the explicit engine, and their ratios to the unrolled loop."""
     rows: list[list[str]] = []
     first: Result = {}
-    for r in result.get("explicit", []):
+    for r in result.get("rows", []):
         first = r if r["engine"].startswith("unrolled") else first
-        size = f"{r['blocks']} blocks, {r['steps']} steps, {r['tokens']:,} tokens"
+        steps = "1 step" if r["steps"] == 1 else f"{r['steps']} steps"
+        size = f"{r['blocks']} blocks, {steps}, {r['tokens']:,} tokens"
         ratio = f"1/{first['peak'] / r['peak']:.1f}"
         rows.append(
             [
@@ -36,11 +38,11 @@ def explicit_table(result: Result) -> str:
                 f"{r['peak'] / 2**20:.0f} MiB",
                 NOTHING if r is first else ratio,
                 _time(r),
-                NOTHING if r is first else f"{r['seconds'] / first['seconds']:.2f}",
+                NOTHING if r is first else f"{r['median'] / first['median']:.2f}",
             ]
         )
     head = ["model", "kept", "peak", "of the unrolled loop", "time", "of the unrolled loop"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def levels_table(result: Result) -> str:

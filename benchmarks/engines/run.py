@@ -12,11 +12,10 @@ It is solved by gradient descent from theta. It is quadratic, so with H = A'A / 
 
 exactly; the error of an engine is its distance from this vector, relative to the vector's norm.
 
-Further parts: transformers by the explicit engine, three levels, the weights of a learned
-optimizer, linear solvers with preconditioners and with minibatches, nonlinear least squares; each
-in its own module, with its exact answer.
+Further parts: three levels, the weights of a learned optimizer, linear solvers with preconditioners
+and with minibatches, nonlinear least squares; each in its own module, with its exact answer.
 
-    python -m benchmarks.engines.run        # ten minutes; writes benchmarks/results/engines.json
+    python -m benchmarks.engines.run        # seven minutes; writes benchmarks/results/engines.json
     python tools/bench_report.py            # puts the table into the manual
 """
 
@@ -32,7 +31,7 @@ import torch
 from torch import Tensor
 
 import torchopt
-from benchmarks.engines import explicit, learned, least_squares, levels, solvers
+from benchmarks.engines import learned, least_squares, levels, solvers
 from benchmarks.engines.figures import distance, timed
 from benchmarks.harness.program import add_options, finish
 from benchmarks.harness.results import new_result
@@ -66,7 +65,6 @@ APPROXIMATE = (
 )
 SIZE, ROWS, PENALTY, RATE = 400, 200, 0.3, 0.25
 PARTS = {
-    "explicit": explicit,
     "levels": levels,
     "learned": learned,
     "solvers": solvers,

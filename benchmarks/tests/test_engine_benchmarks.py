@@ -96,13 +96,8 @@ def test_every_least_squares_problem_has_an_answer_of_scipy() -> None:
 def test_tables_show_what_was_measured() -> None:
     times = {"seconds": 0.9e-3, "median": 1e-3}
     engine = {"engine": "E", **times, "error": 2e-5, "cosine": 0.5}
-    size = {"blocks": 12, "steps": 4, "tokens": 1024}
     result: dict[str, Any] = {
         "rows": [{**engine, "kept_bytes": 2048}],
-        "explicit": [
-            {"engine": "unrolled by hand", **size, **times, "peak": 6 * 2**20},
-            {"engine": "X", **size, "seconds": 1.8e-3, "median": 2e-3, "peak": 2**20},
-        ],
         "levels": [{"engines": "in", **times, "error": 3e-12}],
         "learned": [engine, {"step": "S", **times, "state": 7.0}],
         "solvers": [
@@ -117,7 +112,6 @@ def test_tables_show_what_was_measured() -> None:
     }
     shown = {
         "comparison": ("2 KiB", "2e-05", "0.500"),
-        "explicit": ("12 blocks, 4 steps, 1,024 tokens", "1/6.0", "2.00"),
         "levels": ("in", "3e-12"),
         "learned": ("E", "0.500"),
         "learned_steps": ("S", "7"),
@@ -131,3 +125,12 @@ def test_tables_show_what_was_measured() -> None:
         assert all(part in text for part in texts), text
         if name != "comparison":
             assert table({}).startswith("Not measured yet")
+
+
+def test_the_table_of_transformers_shows_what_was_measured() -> None:
+    size = {"blocks": 12, "steps": 4, "tokens": 1024}
+    first = {"engine": "unrolled by hand", "seconds": 0.9e-3, "median": 1e-3, "peak": 6 * 2**20}
+    second = {"engine": "X", "seconds": 0.9e-3, "median": 2e-3, "peak": 2**20}
+    text = report.transformer_table({"rows": [first | size, second | size]})
+    parts = ("12 blocks, 4 steps, 1,024 tokens", "1 ms \u221210 %", "1/6.0", "2.00")
+    assert all(part in text for part in parts), text
