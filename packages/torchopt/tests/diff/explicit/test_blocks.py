@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import torchopt
 from torchopt.diff.explicit import products
@@ -354,3 +355,38 @@ def test_a_block_may_take_another_branch() -> None:
     with kept.again(()):
         torch.testing.assert_close(a[:2] @ b, first[:2])
         torch.testing.assert_close(a @ b, first)
+
+
+def computed(p: Any, scale: Tensor) -> Any:
+    """Return parameters whose cotangents are differentiated, and not only passed on."""
+    return {k: x * scale * x.cos() for k, x in p.items()}
+
+
+@pytest.mark.parametrize("way", ["eager", "trace"])
+def test_parameters_of_blocks_may_be_computed(way: str) -> None:
+    torch.manual_seed(0)
+    net = of(Tied)().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, computed(p, scale), batch)
+        return out.square().mean()
+
+    expected = gradients(net, loss, None, draw(5, WIDTH))
+    found = gradients(net, loss, None, draw(5, WIDTH), derivative="mixed", execute=way)
+    require_close(expected, found)
+
+
+def test_a_counter_of_operations_sees_blocks() -> None:
+    torch.manual_seed(0)
+    net = of(InPlace)().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    counts = []
+    for blocks in ((), None):
+        with FlopCounterMode(display=False) as counter:
+            gradients(net, loss, None, draw(5, WIDTH), derivative="mixed", blocks=blocks)
+        counts.append(counter.get_total_flops())
+    assert 0 < counts[0] < counts[1] < 2 * counts[0]

@@ -238,3 +238,33 @@ def test_tensors_of_the_loss_and_of_the_optimizer_are_told_apart(
         (grad,) = torch.autograd.grad((end**2).sum(), start)
         found[execute] = end.detach(), grad
     torch.testing.assert_close(found["trace"], found["eager"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_an_alias_of_a_tensor_whose_memory_has_two_names(first: bool) -> None:
+    held = {"x": torch.tensor([1.0, 2.0]), "y": torch.empty(0)}
+    held["y"] = held["x"].view_as(held["x"])
+    name = "x" if first else "y"
+
+    def loss(w: Tensor, _: None) -> Tensor:
+        return (w * nn.Parameter(held[name], requires_grad=False)).sum()
+
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=1, execute="trace")
+    with pytest.raises(NotTraceableError, match=r"shares its memory with another \(held\['x'\]"):
+        inner(torch.ones(2, requires_grad=True))
+
+
+def test_an_alias_of_a_negated_view() -> None:
+    z = torch.tensor([1.0 + 2.0j, 3.0 - 4.0j])
+    plain, negated = z.imag, z.conj().imag
+
+    def loss(w: Tensor, _: None) -> Tensor:
+        alias = nn.Parameter(plain, requires_grad=False)
+        return (w * alias).sum() + (w**2 * negated).sum()
+
+    def gradient(execute: str) -> Tensor:
+        w = torch.ones(2, requires_grad=True)
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=1, execute=execute)
+        return torch.autograd.grad(inner(w).params.square().sum(), w)[0]
+
+    torch.testing.assert_close(gradient("trace"), gradient("eager"))

@@ -28,8 +28,9 @@ from torchopt.torch_internals import forward_mode_enabled, graph_is_kept
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import apply_sweep
 
-__all__ = ["call_block"]
+__all__ = ["HIDDEN", "Block", "call_block", "is_input"]
 
+_SAME = {"AliasBackward0", "ViewBackward0"}
 HIDDEN = "Pass it to the block, or name the blocks without this one, as in blocks=()."
 
 
@@ -56,7 +57,9 @@ def call_block(
     out, spec = tree_flatten(result, none_is_leaf=True)
     values = [parts_of(y) for y in _tensors(out)]
     kept = [y.detach() for y, _ in values]
-    block = _Block(forward, function, inputs, tangents, kept, seen, products)
+    # Of an input of the loop, only the derivative of the cotangent is needed.
+    known = [i for i in range(inputs, len(tensors)) if is_input(tensors[i])]
+    block = Block(forward, function, tangents, kept, seen, products, known)
     outputs = apply_sweep(block, *(x for x, _ in pairs))
     remaining = iter([_dual(y, t) for y, (_, t) in zip(outputs, values)])
     return tree_unflatten(spec, [next(remaining) if isinstance(y, Tensor) else y for y in out])
@@ -77,6 +80,14 @@ def _told() -> Iterator[None]:
         ) from error
 
 
+def is_input(x: Tensor) -> bool:
+    """Return whether a tensor is a leaf of the graph, or the same with a tangent."""
+    node: Any = x.grad_fn
+    while node is not None and node.name() in _SAME:
+        node = node.next_functions[0][0]
+    return node is None or hasattr(node, "variable")
+
+
 def _dual(x: Tensor, tangent: Tensor | None) -> Tensor:
     """Return x with a tangent, or x itself if the tangent is None."""
     return x if tangent is None else forward_ad.make_dual(x, tangent)
@@ -86,21 +97,21 @@ def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
     return [x for x in leaves if isinstance(x, Tensor)]
 
 
-class _Block:
+class Block:
     """One call of a block, an implementation of `torchopt.tree_function.Sweep`."""
 
     def __init__(
         self,
         forward: Callable[..., Any],
         function: Callable[..., Any],
-        inputs: int,
         tangents: list[Tensor | None],
         values: list[Tensor],
         seen: Surroundings,
         products: Products,
+        known: Sequence[int],
     ) -> None:
         self._forward, self._function = forward, function
-        self._inputs, self._tangents = inputs, tangents
+        self._known, self._tangents = known, tangents
         self._values, self._seen, self._products = values, seen, products
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -124,9 +135,9 @@ class _Block:
                 self._tangents = []  # the node itself lives until the whole pass is done
             return self._swept(leaves, tangents, given)
 
-    def _evaluated(self, leaves: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
+    def _evaluated(self, args: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
         with self._products.again(known), TwiceDifferentiable():
-            result = self._function(*leaves)
+            result = self._function(*args)
         return _tensors(tree_flatten(result, none_is_leaf=True)[0])
 
     def _attached(
@@ -152,8 +163,10 @@ class _Block:
         other alive until the forward mode ends.
         """
         curved = any(t is not None for t in tangents)
-        # The tangents of the parameters are known when the products are computed again.
-        results = self._evaluated(leaves, leaves[self._inputs :] if curved else ())
+        known = [leaves[i] for i in self._known] if curved else []
+        # Modules may get hooks on their inputs, which torch refuses on the leaves of a gradient.
+        args = [x if i in self._known else x.view_as(x) for i, x in enumerate(leaves)]
+        results = self._evaluated(args, known)
         used = [results[i] for i in given]
         require_arguments(used, leaves, self._forward, "inner_loop: blocks", HIDDEN)
         parts = [parts_of(c) for c in given.values()]

@@ -330,10 +330,20 @@ def _require_unchanged(
 def _places(held: Sequence[Tensor], reach: Fingerprint, words: Words) -> tuple[int, ...]:
     """Return the positions of a graph's constants among the tensors that the function reaches."""
     by_identity = {id(x): i for i, x in enumerate(reach.tensors)}
-    by_memory = {_memory(x): i for i, x in enumerate(reach.tensors)}
+    by_memory: dict[Any, set[int]] = {}
+    for x in reach.tensors:
+        by_memory.setdefault(_memory(x), set()).add(by_identity[id(x)])
     out = []
     for x in held:
-        place = by_identity.get(id(x), by_memory.get(_memory(x)))
+        alike = sorted(by_memory.get(_memory(x), ()))
+        place = by_identity.get(id(x), alike[0] if alike else None)
+        if id(x) not in by_identity and len(alike) > 1:
+            names = " and ".join(reach.names[i] for i in alike[:2])
+            raise NotTraceableError(
+                f"{words.where}: expected the tensors that a function holds, got an alias, such as "
+                f"nn.Parameter(x), of one that shares its memory with another ({names}), so that "
+                f"it is not known which to read later; use the tensor itself, or {words.way_out}."
+            )
         if place is None:
             raise NotTraceableError(
                 f"{words.where}: expected the tensors that a function uses among its arguments, "
@@ -347,7 +357,8 @@ def _places(held: Sequence[Tensor], reach: Fingerprint, words: Words) -> tuple[i
 def _memory(x: Tensor) -> tuple[Any, ...]:
     if x.layout is not torch.strided:
         return (_storage(x),)
-    return _storage(x), x.shape, x.stride(), x.storage_offset(), x.dtype
+    signs = x.is_neg(), x.is_conj()
+    return _storage(x), x.shape, x.stride(), x.storage_offset(), x.dtype, *signs
 
 
 def _storage(x: Tensor) -> int:
