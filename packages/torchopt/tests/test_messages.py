@@ -177,7 +177,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
     "one number for a pair": (
         lambda: torchopt.adam(0.1, betas=0.9),
         TypeError,
-        ("expected 2 numbers", "0.9 (float)", "betas=(0.9, 0.9)"),
+        ("expected 2 numbers", "0.9 (float)", "pass betas=(0.9, 0.999)"),
     ),
     "tensors for a pair": (
         lambda: torchopt.adam(0.1, betas=[torch.zeros(1)] * 3),
@@ -212,7 +212,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
     "a generator that was used": (
         lambda: torchopt.Adam(used(net().parameters()), lr=0.1),
         ValueError,
-        ("at least one tensor", "used before"),
+        ("at least one tensor", "after its first use"),
     ),
     "a generator for init": (
         lambda: ADAM.init(net().parameters()),
@@ -583,6 +583,24 @@ def test_a_refused_number_is_answered_with_its_range(name: str) -> None:
         with pytest.raises(ValueError, match=r"^Invalid .*; expected .*[<>]") as caught:
             make(**settings)
         assert len(str(caught.value)) < 400
+
+
+SEVERAL = [
+    (name, hyper, parameter.default)
+    for name in sorted(ROWS)
+    for hyper, parameter in inspect.signature(ROWS[name].functional).parameters.items()
+    if isinstance(parameter.default, tuple)
+]
+
+
+@pytest.mark.parametrize(("name", "hyper", "usual"), SEVERAL)
+def test_one_number_for_several_is_completed_by_the_defaults(
+    name: str, hyper: str, usual: tuple[Any, ...]
+) -> None:
+    settings = {**ROWS[name].settings[-1], hyper: 0.9}
+    with pytest.raises(TypeError, match=f"Invalid {hyper}: expected {len(usual)} num") as caught:
+        ROWS[name].functional(**settings)
+    assert f"pass {hyper}={(0.9, *usual[1:])}" in str(caught.value)
 
 
 class Attention(nn.Module):

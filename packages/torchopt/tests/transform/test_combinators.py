@@ -489,3 +489,24 @@ def test_in_precision_takes_the_tuple_of_autograd_grad_for_a_list_of_parameters(
             if update is not None:
                 assert update.dtype == torch.float32
                 torch.testing.assert_close(update, torch.full_like(update, -0.1))
+
+
+def test_accumulate_takes_the_tuple_of_autograd_grad_for_a_list_of_parameters() -> None:
+    params = [torch.ones(2), torch.ones(3)]
+    optimizer = accumulate(torchopt.sgd(0.5), every=2)
+    state = optimizer.init(params)
+    for scale in (1.0, 2.0, 3.0, 5.0):
+        grads = (torch.full((2,), scale), None if scale == 2.0 else torch.full((3,), scale))
+        updates, state = optimizer.update(grads, state, params=params, inplace=False)
+        assert isinstance(updates, tuple)
+        if scale in (1.0, 3.0):
+            assert updates == (None, None)
+    torch.testing.assert_close(updates, (torch.full((2,), -2.0), torch.full((3,), -2.0)))
+
+
+def test_sam_says_that_gradients_and_parameters_are_in_different_containers() -> None:
+    params = [torch.ones(2), torch.ones(3)]
+    optimizer = torchopt.transform.sam(torchopt.sgd(0.5))
+    _, state = optimizer.update(tuple(params), optimizer.init(params), params=params, inplace=False)
+    with pytest.raises(ValueError, match=r"expected updates like \[\*, \*\].*got tuple of 2"):
+        optimizer.update(tuple(params), state, params=params, inplace=False)

@@ -56,9 +56,9 @@ class Optimizer(StateGroups):
     A step that raises has changed neither parameters nor states. Threads that share an optimizer
     step one after the other.
 
-    `state_dict` hands the states over: the next step copies them before it writes. In the named
-    form, the names of parameters are their paths in the trees of the groups: keys of a dict, or
-    numbers.
+    `state_dict` returns the states themselves: the next step copies them before it writes. In
+    the named form, the names of parameters are their paths in the trees of the groups: keys of a
+    dict, or numbers.
 
     Args:
         params: Tensors, or a tree of them.
@@ -268,7 +268,7 @@ class Optimizer(StateGroups):
         if not leaves:
             raise ValueError(
                 "expected at least one tensor to optimize, got none; a generator such as "
-                "module.parameters() is empty when it was used before"
+                "module.parameters() is empty after its first use"
             )
         for leaf in leaves:
             if not isinstance(leaf, Tensor):

@@ -51,7 +51,7 @@ class AdaBelief(Rule):
 
 @transformation_of(AdaBelief)
 def scale_by_belief() -> None:
-    r"""Return the transformation to AdaBelief's direction.
+    r"""Return the transformation that computes AdaBelief's direction.
 
     .. math::
         s' = b_2 s + (1 - b_2) (g - \mu')^2 + \epsilon, \qquad
@@ -75,7 +75,7 @@ def adabelief(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return AdaBelief."""
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     direction = AdaBelief(b1, b2, eps)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="adabelief"

@@ -46,7 +46,7 @@ class AdaDelta(Rule):
 
 @transformation_of(AdaDelta)
 def scale_by_adadelta() -> None:
-    r"""Return the transformation to AdaDelta's direction.
+    r"""Return the transformation that computes AdaDelta's direction.
 
     .. math::
         \mu' = \rho \mu + (1 - \rho) g^2, \quad

@@ -174,7 +174,7 @@ class ScaleByNegFactoredRms(ScaleByFactoredRms):
 
 @transformation_of(ScaleByFactoredRms)
 def scale_by_factored_rms() -> None:
-    r"""Return the transformation to Adafactor's step.
+    r"""Return the transformation that computes Adafactor's step.
 
     .. math::
         w = k^{\beta}, \quad R' = R + w (\mathrm{mean}_{-1} g^2 - R), \quad
@@ -227,7 +227,7 @@ def adafactor(
         weight_decay: Coefficient of the decoupled decay, >= 0.
     """
     check_at_least_zero(weight_decay, "weight_decay value")
-    eps1, eps2 = unpacked(eps, 2, "eps")
+    eps1, eps2 = unpacked(eps, "eps", (None, 0.001))
     flip = flip_sign_and_add_weight_decay.rule(0.0, maximize)
     if are_numbers(weight_decay) and weight_decay == 0.0:
         return compose(

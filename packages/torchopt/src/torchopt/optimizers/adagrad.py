@@ -68,12 +68,12 @@ def _adagrad_lr_schedule(decay_rate: float, transition_begin: int = 0) -> Schedu
 
 @transformation_of(AdaGrad)
 def scale_by_rss() -> None:
-    r"""Return the transformation to AdaGrad's direction.
+    r"""Return the transformation that computes AdaGrad's direction.
 
     .. math::
         s' = s + g^2, \qquad u = g / (\sqrt{s'} + \epsilon)
 
-    Where s' is exactly zero, u and its derivative are zero.
+    Where s' is zero, u and its derivative are zero.
 
     Args:
         initial_accumulator_value: Initial value of the sum of squares, >= 0.

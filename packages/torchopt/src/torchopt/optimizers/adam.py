@@ -76,14 +76,14 @@ class AcceleratedAdam(Adam):
 
 @transformation_of(Adam)
 def scale_by_adam() -> None:
-    r"""Return the transformation to Adam's direction.
+    r"""Return the transformation that computes Adam's direction.
 
     .. math::
         \mu' = b_1 \mu + (1 - b_1) g, \quad \nu' = b_2 \nu + (1 - b_2) g^2, \quad
         u = \frac{\mu' / (1 - b_1^k)}{\sqrt{\nu' / (1 - b_2^k) + \epsilon_{root}} + \epsilon}
 
-    The corrections 1 - b^k are computed in float64 for every dtype. Where a radicand is exactly
-    zero (no gradient so far, and eps_root = 0), the derivative of u is defined to be zero.
+    The corrections 1 - b^k are computed in float64. Where a radicand is zero (no gradient so far,
+    and eps_root = 0), the derivative of u is defined to be zero.
 
     Args:
         eps_root: Added under the square root, >= 0; if > 0, the derivative is finite everywhere.
@@ -106,7 +106,7 @@ def scale_by_adam() -> None:
 
 @transformation_of(AcceleratedAdam, like=scale_by_adam)
 def scale_by_accelerated_adam() -> None:
-    """Return the transformation to Adam's direction, in one native call for all leaves.
+    """Return the transformation that computes Adam's direction, in one native call for all leaves.
 
     It computes the same function as `scale_by_adam`, with the same state, differentiable to any
     order with respect to gradients, moments and hyper-parameters. It takes floating-point tensors
@@ -151,7 +151,7 @@ def adam(
         (tensor([-0.1000]),)
     """
     rule = AcceleratedAdam if use_accelerated_op else Adam
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     return optimizer(
         rule(b1, b2, eps, eps_root, moment_requires_grad),
         lr=lr,
@@ -192,7 +192,7 @@ def adamw(
         https://arxiv.org/abs/1711.05101
     """
     rule = AcceleratedAdam if use_accelerated_op else Adam
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     return optimizer(
         rule(b1, b2, eps, eps_root, moment_requires_grad),
         lr=lr,

@@ -59,7 +59,7 @@ class AdaMax(Rule):
 
 @transformation_of(AdaMax)
 def scale_by_adamax() -> None:
-    r"""Return the transformation to AdaMax's direction.
+    r"""Return the transformation that computes AdaMax's direction.
 
     .. math::
         \mu' = b_1 \mu + (1 - b_1) g, \quad \nu' = \max(b_2 \nu, |g| + \epsilon), \quad
@@ -87,6 +87,6 @@ def adamax(
     moment_requires_grad: bool = False,
 ) -> GradientTransformation:
     """Return AdaMax."""
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     direction = AdaMax(b1, b2, eps, moment_requires_grad)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, name="adamax")

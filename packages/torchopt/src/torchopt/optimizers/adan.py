@@ -61,7 +61,7 @@ class Adan(Rule):
 
 @transformation_of(Adan)
 def scale_by_adan() -> None:
-    r"""Return the transformation to Adan's direction.
+    r"""Return the transformation that computes Adan's direction.
 
     .. math::
         \mu' = b_1 \mu + (1 - b_1) g, \quad
@@ -98,7 +98,7 @@ def adan(
     `torchopt.transform.scale_by_adan`. The paper divides by 1 + lr weight_decay instead, which
     is the same to first order.
     """
-    b1, b2, b3 = unpacked(betas, 3, "betas")
+    b1, b2, b3 = unpacked(betas, "betas", (0.98, 0.92, 0.99))
     direction = Adan(b1, b2, b3, eps)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="adan"

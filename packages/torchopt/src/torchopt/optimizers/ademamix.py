@@ -70,7 +70,7 @@ class Ademamix(Rule):
 
 @transformation_of(Ademamix)
 def scale_by_ademamix() -> None:
-    r"""Return the transformation to AdEMAMix's direction.
+    r"""Return the transformation that computes AdEMAMix's direction.
 
     .. math::
         \mu' = b_1 \mu + (1 - b_1) g, \quad s' = b_3^{(k)} s + (1 - b_3^{(k)}) g, \quad
@@ -78,7 +78,7 @@ def scale_by_ademamix() -> None:
         u = \frac{\mu' / (1 - b_1^k) + \alpha^{(k)} s'}{\sqrt{\nu' / (1 - b_2^k)} + \epsilon}
 
     With a warm-up of w steps, f = min(k / w, 1), alpha^(k) = f alpha, and the slow decay goes from
-    b1 to b3 with 1 / ln b^(k) = (1 - f) / ln b1 + f / ln b3, never above b3.
+    b1 to b3 with 1 / ln b^(k) = (1 - f) / ln b1 + f / ln b3, which it does not exceed.
 
     Args:
         b1: Decay of the fast average, in [0, 1).
@@ -110,7 +110,7 @@ def ademamix(
         warmup_steps: Number of steps in which the slow average reaches its full weight; 0 for none.
             The paper uses the length of the training.
     """
-    b1, b2, b3 = unpacked(betas, 3, "betas")
+    b1, b2, b3 = unpacked(betas, "betas", (0.9, 0.999, 0.9999))
     direction = Ademamix(b1, b2, b3, alpha, eps, warmup_steps)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="ademamix"

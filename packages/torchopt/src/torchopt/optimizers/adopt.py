@@ -58,7 +58,7 @@ class ADOPT(Rule):
 
 @transformation_of(ADOPT)
 def scale_by_adopt() -> None:
-    r"""Return the transformation to ADOPT's direction.
+    r"""Return the transformation that computes ADOPT's direction.
 
     .. math::
         \mu' = b_1 \mu + (1 - b_1)\,\mathrm{clip}(g / \max(\sqrt{\nu}, \epsilon), \pm k^{1/4}),
@@ -85,6 +85,6 @@ def adopt(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return ADOPT."""
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.9999))
     direction = ADOPT(b1, b2, eps)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="adopt")

@@ -53,7 +53,7 @@ def scale_by_amsgrad(
     b2: float | Tensor = 0.999,
     eps: float | Tensor = 1e-8,
 ) -> Rule:
-    r"""Return the transformation to AMSGrad's direction.
+    r"""Return the transformation that computes AMSGrad's direction.
 
     .. math::
         \hat\nu' = \max(\hat\nu, \nu'), \qquad
@@ -78,7 +78,7 @@ def amsgrad(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return AMSGrad: Adam with the largest second moment so far."""
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     direction = AMSGrad(b1, b2, eps, 0.0)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="amsgrad")
 
@@ -96,7 +96,7 @@ def amsgradw(
 
     The update is -lr * (u + weight_decay * p); see `amsgrad`.
     """
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     direction = AMSGrad(b1, b2, eps, 0.0)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="amsgradw"

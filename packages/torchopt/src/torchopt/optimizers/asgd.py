@@ -65,7 +65,7 @@ def scale_by_asgd(
     alpha: float | Tensor = 0.75,
     t0: float | Tensor = 1e6,
 ) -> Rule:
-    r"""Return the transformation to the step of averaged SGD.
+    r"""Return the transformation that computes the step of averaged SGD.
 
     .. math::
         \eta_k = \eta / (1 + \lambda \eta k)^{\alpha}, \qquad u = \eta_k (g + \lambda p), \qquad

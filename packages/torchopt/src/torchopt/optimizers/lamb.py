@@ -32,7 +32,7 @@ def lamb(
         Y. You et al., Large Batch Optimization for Deep Learning, 2020,
         https://arxiv.org/abs/1904.00962, Algorithm 2.
     """
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     return optimizer(
         Adam(b1, b2, eps, 0.0),
         add_decayed_weights.rule(weight_decay),

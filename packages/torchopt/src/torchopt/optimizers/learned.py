@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learned optimizers: update rules that are small networks, the same one for every coordinate.
+"""Learned optimizers: update rules that are small networks, one network for all coordinates.
 
 A learned optimizer is a `GradientTransformation` with weights, a dictionary of tensors.
 `torchopt.inner_loop`, evolution strategies or any other engine can train these weights. The steps

@@ -44,7 +44,7 @@ class Lion(Rule):
 
 @transformation_of(Lion)
 def scale_by_lion() -> None:
-    r"""Return the transformation to Lion's direction.
+    r"""Return the transformation that computes Lion's direction.
 
     .. math::
         u = \mathrm{sign}(b_1 \mu + (1 - b_1) g), \qquad \mu' = b_2 \mu + (1 - b_2) g
@@ -70,7 +70,7 @@ def lion(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return Lion."""
-    direction = Lion(*unpacked(betas, 2, "betas"))
+    direction = Lion(*unpacked(betas, "betas", (0.9, 0.99)))
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="lion"
     )

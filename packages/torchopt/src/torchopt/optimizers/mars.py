@@ -61,7 +61,7 @@ class Mars(Rule):
 
 @transformation_of(Mars)
 def scale_by_mars() -> None:
-    r"""Return the transformation to the direction of MARS-AdamW.
+    r"""Return the transformation that computes the direction of MARS-AdamW.
 
     .. math::
         c = g + \gamma \frac{b_1}{1 - b_1} (g - g_{k-1}), \quad
@@ -97,7 +97,7 @@ def mars(
     Args:
         gamma: Weight of the correction by the previous gradient, >= 0.
     """
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.95, 0.99))
     direction = Mars(b1, b2, gamma, eps)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="mars"

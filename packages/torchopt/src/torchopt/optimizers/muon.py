@@ -106,7 +106,7 @@ def muon(
         K. Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024,
         https://kellerjordan.github.io/posts/muon
     """
-    coefficients = unpacked(ns_coefficients, 3, "ns_coefficients")
+    coefficients = unpacked(ns_coefficients, "ns_coefficients", (3.4445, -4.775, 2.0315))
     matrices = optimizer(
         Average(momentum, nesterov),
         orthogonalize.rule(ns_steps, coefficients, eps, match_rms),
@@ -116,7 +116,7 @@ def muon(
     )
     others = adamw(
         lr if adamw_lr is None else adamw_lr,
-        unpacked(adamw_betas, 2, "adamw_betas"),
+        unpacked(adamw_betas, "adamw_betas", (0.9, 0.999)),
         adamw_eps,
         weight_decay,
         maximize=maximize,

@@ -73,7 +73,7 @@ def scale_by_nadam(
     eps: float | Tensor = 1e-8,
     momentum_decay: float | Tensor = 4e-3,
 ) -> Rule:
-    r"""Return the transformation to NAdam's direction.
+    r"""Return the transformation that computes NAdam's direction.
 
     .. math::
         m_k = b_1 (1 - 0.96^{k \psi} / 2), \qquad
@@ -104,7 +104,7 @@ def nadam(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return NAdam: Adam with Nesterov's momentum."""
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     direction = NAdam(b1, b2, eps, 0.0, momentum_decay)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="nadam")
 
@@ -123,7 +123,7 @@ def nadamw(
 
     The update is -lr * (u + weight_decay * p); see `nadam`.
     """
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     direction = NAdam(b1, b2, eps, 0.0, momentum_decay)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="nadamw"

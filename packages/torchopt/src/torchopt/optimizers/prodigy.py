@@ -94,7 +94,7 @@ class ScaleByProdigy(LeafRule):
 
 @transformation_of(ScaleByProdigy)
 def scale_by_prodigy() -> None:
-    r"""Return the transformation to Prodigy's step.
+    r"""Return the transformation that computes Prodigy's step.
 
     .. math::
         \mu' = b_1 \mu + (1 - b_1) d g, \quad \nu' = b_2 \nu + (1 - b_2) d^2 g^2, \quad
@@ -151,6 +151,6 @@ def prodigy(
         d0: The first estimate of the distance to the solution, > 0; small is safe.
         growth_rate: The largest growth of the estimate in a step, > 1; None for any.
     """
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     step = ScaleByProdigy(lr, b1, b2, eps, weight_decay, d0, growth_rate)
     return compose(flip_sign_and_add_weight_decay.rule(0.0, maximize), step, name="prodigy")

@@ -165,7 +165,7 @@ def _probe(size: int, count: Tensor, seed: int) -> Tensor:
 
 @transformation_of(ScaleByPsgd)
 def scale_by_psgd() -> None:
-    r"""Return the transformation to the direction of PSGD with Kronecker factors.
+    r"""Return the transformation that computes the direction of PSGD with Kronecker factors.
 
     With upper triangular Q and R, the gradient G, and a probe V of random signs,
 
@@ -197,8 +197,10 @@ def scale_by_psgd() -> None:
 
     References:
         X.-L. Li, Preconditioner on Matrix Lie Group for SGD, 2018,
-        https://arxiv.org/abs/1809.10232, section 4; O. Pooladzandi, X.-L. Li, Curvature-Informed
-        SGD via General Purpose Lie-Group Preconditioners, 2024, https://arxiv.org/abs/2402.04553.
+        https://arxiv.org/abs/1809.10232, section 4.
+
+        O. Pooladzandi, X.-L. Li, Curvature-Informed SGD via General Purpose Lie-Group
+        Preconditioners, 2024, https://arxiv.org/abs/2402.04553.
     """
 
 

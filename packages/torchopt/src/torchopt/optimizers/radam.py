@@ -78,7 +78,7 @@ class RAdam(Rule):
 
 @transformation_of(RAdam)
 def scale_by_radam() -> None:
-    r"""Return the transformation to RAdam's direction.
+    r"""Return the transformation that computes RAdam's direction.
 
     With the moments of Adam, t the number of steps of the leaf, this one included,
     rho_inf = 2 / (1 - b2) - 1 and rho = rho_inf - 2 t b2^t / (1 - b2^t):
@@ -88,7 +88,7 @@ def scale_by_radam() -> None:
         r = \sqrt{\frac{(\rho - 4)(\rho - 2)\rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2)\rho}}
         \quad (\rho > 5), \qquad u = \frac{\mu'}{1 - b_1^t} \quad\text{otherwise}
 
-    Where nu' is exactly zero, the derivative of u is defined to be zero.
+    Where nu' is zero, the derivative of u is defined to be zero.
 
     References:
         L. Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020,
@@ -107,6 +107,6 @@ def radam(
     moment_requires_grad: bool = False,
 ) -> GradientTransformation:
     """Return RAdam."""
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     direction = RAdam(b1, b2, eps, moment_requires_grad)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, name="radam")

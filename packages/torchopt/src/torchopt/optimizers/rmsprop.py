@@ -65,12 +65,12 @@ class CenteredRMSProp(RMSProp):
 
 @transformation_of(RMSProp)
 def scale_by_rms() -> None:
-    r"""Return the transformation to RMSProp's direction.
+    r"""Return the transformation that computes RMSProp's direction.
 
     .. math::
         \nu' = \alpha \nu + (1 - \alpha) g^2, \qquad u = g / (\sqrt{\nu'} + \epsilon)
 
-    Where nu' is exactly zero, the derivative of u is defined to be zero.
+    Where nu' is zero, the derivative of u is defined to be zero.
 
     Args:
         alpha: Decay of the average, in [0, 1).
@@ -84,13 +84,13 @@ def scale_by_rms() -> None:
 
 @transformation_of(CenteredRMSProp)
 def scale_by_stddev() -> None:
-    r"""Return the transformation to the direction of centered RMSProp.
+    r"""Return the transformation that computes the direction of centered RMSProp.
 
     .. math::
         \mu' = \alpha \mu + (1 - \alpha) g, \quad \nu' = \alpha \nu + (1 - \alpha) g^2, \quad
         u = g / (\sqrt{\nu' - \mu'^2} + \epsilon)
 
-    Where the variance is exactly zero, the derivative of u is defined to be zero.
+    Where the variance is zero, the derivative of u is defined to be zero.
 
     Args:
         alpha: Decay of the averages, in [0, 1).

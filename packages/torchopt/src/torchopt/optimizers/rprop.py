@@ -65,7 +65,7 @@ class Rprop(Rule):
 
 @transformation_of(Rprop)
 def scale_by_rprop() -> None:
-    r"""Return the transformation to Rprop's step: the sign of g times a step size per element.
+    r"""Return the transformation that computes Rprop's step: sign(g) times a size per element.
 
     A step size is multiplied by `eta_plus` if the gradient has the sign of the previous one, and by
     `eta_minus` if the sign has changed; in that case there is no step. As in torch.optim.Rprop,
@@ -109,6 +109,6 @@ def rprop(
         etas: Factors of the step size where the sign changes, in (0, 1), and where it stays, > 1.
         step_sizes: The smallest and the largest step size.
     """
-    eta_minus, eta_plus = unpacked(etas, 2, "etas")
-    direction = Rprop(lr, eta_minus, eta_plus, *unpacked(step_sizes, 2, "step_sizes"))
+    eta_minus, eta_plus = unpacked(etas, "etas", (0.5, 1.2))
+    direction = Rprop(lr, eta_minus, eta_plus, *unpacked(step_sizes, "step_sizes", (1e-06, 50.0)))
     return optimizer(direction, lr=1.0, maximize=maximize, name="rprop")

@@ -28,7 +28,7 @@ __all__ = ["Hyper", "Rule", "at_least_zero", "fraction", "number", "positive"]
 
 @dataclass(frozen=True)
 class Rule(LeafRule):
-    """A rule that treats every tensor alike, written for one tensor.
+    """A rule that treats all tensors alike, written for one tensor.
 
     A subclass is a frozen dataclass. Its fields are the hyper-parameters, declared with
     `at_least_zero`, `fraction` or `number`, in the order of the kernel if there is one. Fields that

@@ -180,7 +180,7 @@ def schedule_free_adamw(
         betas: Weight of the average in the point where gradients are taken, and decay of the
             second moment, both in [0, 1).
     """
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     return compose(
         flip_sign_and_add_weight_decay.rule(0.0, maximize),
         # Without a first moment: u = g / (sqrt(nu / (1 - b2^k)) + eps).

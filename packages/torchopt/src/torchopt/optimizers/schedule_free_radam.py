@@ -91,11 +91,12 @@ def schedule_free_radam(
         sgd_phase: Take steps of SGD, of size gamma, before the variance can be rectified.
 
     References:
-        A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682;
+        A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682
+
         L. Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020,
         https://arxiv.org/abs/1908.03265, Algorithm 2.
     """
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     return compose(
         flip_sign_and_add_weight_decay.rule(0.0, maximize),
         ScaleByRectified(b2, eps),

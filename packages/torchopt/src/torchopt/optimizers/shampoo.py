@@ -157,7 +157,7 @@ def _along(x: Tensor, r: Tensor, dimension: int) -> Tensor:
 
 @transformation_of(ScaleByShampoo)
 def scale_by_shampoo() -> None:
-    r"""Return the transformation to Shampoo's direction.
+    r"""Return the transformation that computes Shampoo's direction.
 
     For a matrix,
 
@@ -169,10 +169,10 @@ def scale_by_shampoo() -> None:
 
     Before a root is taken, a ridge of 2.2e-16 times size and trace is added, because rounding may
     make an eigenvalue negative. The direction is differentiable to any order, even where
-    eigenvalues coincide. The state and the roots are in float64 for every dtype of the parameters:
-    squares of float32 gradients do not fit into float32, and preconditioners of few steps are
-    nearly singular. A dimension of size n takes 2 n^2 float64 numbers, and an eigendecomposition
-    whenever its root is computed.
+    eigenvalues coincide. The state and the roots are in float64, whatever the dtype of the
+    parameters: squares of float32 gradients do not fit into float32, and preconditioners of few
+    steps are nearly singular. A dimension of size n takes 2 n^2 float64 numbers, and an
+    eigendecomposition whenever its root is computed.
 
     Args:
         eps: Initial value of the diagonals, > 0.

@@ -161,7 +161,7 @@ def _along(x: Tensor, dimensions: Sequence[int], matrices: Sequence[Tensor]) -> 
 
 @transformation_of(ScaleBySoap)
 def scale_by_soap() -> None:
-    r"""Return the transformation to SOAP's direction.
+    r"""Return the transformation that computes SOAP's direction.
 
     For a matrix, with orthogonal Q and P,
 
@@ -178,9 +178,9 @@ def scale_by_soap() -> None:
     gradient by the same power iteration, started from unit vectors, and not from an
     eigendecomposition, which has no derivative where eigenvalues coincide. The authors' code takes
     no step with that gradient; this one does. (2) The matrix of the power iteration is
-    L / mean(diag L) + 1e-6 I, which has the same eigenvectors and is never singular. (3) The
+    L / mean(diag L) + 1e-6 I, which has the same eigenvectors and is not singular. (3) The
     columns of a basis are not sorted, which only permutes them. States and arithmetic of a tensor
-    with bases are in float64 for every dtype: along an eigenvector without gradients, float32
+    with bases are in float64, whatever its dtype: along an eigenvector without gradients, float32
     leaves rounding noise, which Adam would divide by its own size.
 
     The derivative is that of these steps, exact to any order, also through the bases, because the
@@ -216,7 +216,7 @@ def soap(
         shampoo_beta: Decay of the preconditioners, in [0, 1).
         update_every: Number of steps between computations of the eigenbases, >= 1.
     """
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.95, 0.95))
     direction = ScaleBySoap(b1, b2, eps, shampoo_beta, update_every, max_size)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="soap"

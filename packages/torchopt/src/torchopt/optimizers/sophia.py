@@ -58,13 +58,13 @@ class Sophia(Rule):
 
 @transformation_of(Sophia)
 def scale_by_sophia() -> None:
-    r"""Return the transformation to Sophia's direction.
+    r"""Return the transformation that computes Sophia's direction.
 
     .. math::
         \mu' = b_1 \mu + (1 - b_1) g, \quad h' = b_2 h + (1 - b_2) \hat h, \quad
         u = \mathrm{clip}\!\left(\frac{\mu'}{\max(\rho h', \epsilon)}, 1\right)
 
-    with an estimate of the diagonal of the Hessian in every `update_every`-th step. The estimate is
+    with an estimate of the diagonal of the Hessian once in `update_every` steps. The estimate is
     :math:`\hat h = B g^2`. This is the Gauss-Newton-Bartlett estimator if g is the gradient for
     labels drawn from the model, and the empirical Fisher matrix otherwise. For another estimate,
     such as Hutchinson's :math:`z \odot H z`, pass `update_every=None` and call `observe_curvature`.
@@ -76,7 +76,7 @@ def scale_by_sophia() -> None:
         b2: Decay of the average of the curvature, in [0, 1).
         rho: Factor of the curvature, >= 0; the larger, the fewer entries are clipped.
         eps: Lower bound of the divisor, > 0.
-        batch_size: B, the number of examples in the mean of which g is the gradient, > 0.
+        batch_size: B, > 0: g is the gradient of a mean over B examples.
         update_every: Number of steps between estimates of the curvature, >= 1; None for estimates
             by `torchopt.transform.observe_curvature` alone.
 
@@ -149,7 +149,7 @@ def sophia(
     Args:
         betas: Decays of the averages of gradient and curvature, in [0, 1).
     """
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.965, 0.99))
     direction = Sophia(b1, b2, rho, eps, batch_size, update_every)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="sophia"

@@ -50,7 +50,7 @@ class Yogi(Rule):
 
 @transformation_of(Yogi)
 def scale_by_yogi() -> None:
-    r"""Return the transformation to Yogi's direction.
+    r"""Return the transformation that computes Yogi's direction.
 
     .. math::
         \nu' = \nu - (1 - b_2)\,\mathrm{sign}(\nu - g^2)\,g^2, \qquad
@@ -78,6 +78,6 @@ def yogi(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return Yogi."""
-    b1, b2 = unpacked(betas, 2, "betas")
+    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     direction = Yogi(b1, b2, eps, initial_accumulator)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="yogi")

@@ -40,10 +40,12 @@ class Accumulate(Wrapper):
             share = g / self.every
             return share if mean is None else mean + share
 
-        if state.collected:  # torch.compile cannot flatten a dict of None alone
-            require_same_shapes(state.mean, updates, "accumulate: a gradient like the one before")
-        mean = tree_map(added, updates, state.mean, none_is_leaf=True)
         empty = tree_map(lambda g: None, updates, none_is_leaf=True)
+        before = empty  # a tuple of gradients may belong to a list of parameters
+        if state.collected:
+            before = state.mean
+            require_same_shapes(before, updates, "accumulate: a gradient like the one before")
+        mean = tree_map(added, updates, before, none_is_leaf=True)
         collected = state.collected + 1
         if collected < self.every:
             return empty, AccumulateState(collected, mean, state.inner_state)

@@ -16,7 +16,14 @@ from torchopt.precision import dense
 from torchopt.transform.leaf_rule import as_of_now
 from torchopt.transform.norm import power_of_two
 from torchopt.transform.validate import check_at_least_zero
-from torchopt.tree import require_same_shapes, tree_leaves, tree_map
+from torchopt.tree import (
+    flatten_up_to,
+    require_same_shapes,
+    tree_flatten,
+    tree_leaves,
+    tree_map,
+    tree_unflatten,
+)
 
 __all__ = ["SamState", "sam"]
 
@@ -49,16 +56,8 @@ class Sam(Wrapper):
             return way, SamState(True, climb, state.inner_state)
         require_same_shapes(state.climb, updates, "sam: a gradient like the one before")
 
-        def below(p: Any, e: Any) -> Any:
-            return p if p is None or e is None else p - e
-
         stepped, inner_state = self.inner.update(
-            updates,
-            state.inner_state,
-            params=None
-            if params is None
-            else tree_map(below, params, state.climb, none_is_leaf=True),
-            inplace=inplace,
+            updates, state.inner_state, params=_below(params, state.climb), inplace=inplace
         )
 
         def down(e: Any, u: Any) -> Any:
@@ -89,6 +88,16 @@ class Sam(Wrapper):
             return (g / size.to(device=g.device) * factor).to(g.dtype)
 
         return tree_map(climb, grads, none_is_leaf=True)
+
+
+def _below(params: Any, climb: Any) -> Any:
+    """Return the parameters before the climb."""
+    if params is None:
+        return None
+    steps, spec = tree_flatten(climb, none_is_leaf=True)
+    what = "update(updates, state, params=params)"
+    pairs = zip(flatten_up_to(spec, params, what, spec_of="updates"), steps)
+    return tree_unflatten(spec, [p if p is None or e is None else p - e for p, e in pairs])
 
 
 def sam(inner: GradientTransformation, rho: float | Tensor = 0.05) -> GradientTransformation:

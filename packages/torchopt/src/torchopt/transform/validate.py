@@ -144,13 +144,14 @@ def _is_number(value: Hyper | None, what: str) -> bool:
     raise TypeError(f"Invalid {what}: expected a number or a tensor, got {value!r:.80} ({kind})")
 
 
-def unpacked(values: Iterable[Any], count: int, name: str) -> tuple[Any, ...]:
-    """Return the `count` entries of the hyper-parameter `name`.
+def unpacked(values: Iterable[Any], name: str, usual: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the entries of the hyper-parameter `name`, as many as `usual`, its default, has.
 
     Raises:
         TypeError: `values` is not a sequence of entries.
         ValueError: The number of entries is another one.
     """
+    count = len(usual)
     if isinstance(values, torch.Tensor) and values.dim() == 1 and len(values) == count:
         with torch.enable_grad():  # the entries stay connected to it, even under no_grad
             return tuple(values[i] for i in range(count))
@@ -158,10 +159,11 @@ def unpacked(values: Iterable[Any], count: int, name: str) -> tuple[Any, ...]:
     if isinstance(values, torch.Tensor):
         raise ValueError(f"{wanted}, got a tensor of shape {tuple(values.shape)}")
     if isinstance(values, str) or not isinstance(values, Iterable):
-        pair = f"{name}=({', '.join([repr(values)] * count)})" if _is_float(values) else "a tuple"
-        if name == "betas":
-            pair += "; the step size is lr, the argument before betas"
-        raise TypeError(f"{wanted}, got {values!r:.80} ({type(values).__name__}); pass {pair}")
+        pair = (values, *usual[1:]) if _is_float(values) else usual
+        after = "; the step size is lr, the argument before betas" * (name == "betas")
+        raise TypeError(
+            f"{wanted}, got {values!r:.80} ({type(values).__name__}); pass {name}={pair}{after}"
+        )
     entries = tuple(values)
     if len(entries) != count:
         shown = ", ".join(_shown(entry) for entry in entries[:4])
