@@ -11,7 +11,14 @@ from docutils import nodes
 from sphinx.domains.python import PyObject
 from sphinx.util.nodes import make_refnode
 
-__all__ = ["find", "plain_first_line", "public_bases", "setup", "short_types"]
+__all__ = [
+    "find",
+    "plain_first_line",
+    "public_bases",
+    "references_as_list",
+    "setup",
+    "short_types",
+]
 
 # Base classes that do not inform a reader.
 SILENT = frozenset(("object", "ABC", "Described", "Generic", "Protocol"))
@@ -72,6 +79,21 @@ def short_types(
             lines[i] = re.sub(r"\b(?:collections\.abc|typing|torch)\.(?=[A-Z])", "", line)
 
 
+def references_as_list(
+    app: Any, what: str, name: str, member: object, options: object, lines: list[str]
+) -> None:
+    """Turn the references of a docstring into a list if there are several."""
+    if "References:" not in lines:
+        return
+    first = lines.index("References:") + 1
+    sections = (i for i, line in enumerate(lines) if i >= first and line[:1].strip())
+    last = next(sections, len(lines))
+    items = re.split(r"\n\s*\n", "\n".join(lines[first:last]).strip("\n"))
+    if len(items) > 1:
+        shown = ("    * " + item.strip().replace("\n", "\n  ") for item in items)
+        lines[first:last] = ["", *"\n".join(shown).split("\n"), ""]
+
+
 def public_bases(app: Any, name: str, member: object, options: object, bases: list[type]) -> None:
     """Drop base classes that are private or that every class has."""
     classes = [getattr(base, "__origin__", base) for base in bases]  # without type variables
@@ -92,6 +114,7 @@ def setup(app: Any) -> None:
         if field.name == "variable":
             field.label = "Attributes"
     app.connect("autodoc-process-docstring", plain_first_line, priority=90)
+    app.connect("autodoc-process-docstring", references_as_list, priority=150)
     app.connect("autodoc-process-docstring", short_types, priority=900)
     app.connect("autodoc-process-bases", public_bases)
     app.connect("doctree-read", without_object)

@@ -57,6 +57,31 @@ def test_a_version_without_an_address_is_refused() -> None:
         manual.versions("1.0")
 
 
+def test_several_references_are_a_list() -> None:
+    pytest.importorskip("sphinx")
+    reference = importlib.import_module("manual.reference")
+    lines = [
+        "A step.",
+        "",
+        "References:",
+        "    A, 2015,",
+        "    page 1.",
+        "",
+        "    B, 2016.",
+        "",
+        "Note:",
+        "    x",
+    ]
+    shown = ["", "    * A, 2015,", "      page 1.", "    * B, 2016.", ""]
+    wanted = [*lines[:3], *shown, *lines[8:]]
+    reference.references_as_list(None, "function", "f", None, None, lines)
+    assert lines == wanted
+    reference.references_as_list(
+        None, "function", "f", None, None, one := ["References:", "    A."]
+    )
+    assert one == ["References:", "    A."]
+
+
 def test_the_sentence_of_a_property_stays_whole() -> None:
     docstring = pytest.importorskip("sphinx.ext.napoleon.docstring")
     napoleon = pytest.importorskip("sphinx.ext.napoleon")

@@ -124,32 +124,3 @@ def test_the_reference_has_every_public_name(module: str) -> None:
         if f"{module}.{name}" not in documented:
             missing.append(name)
     assert missing == []
-
-
-# Words such as "every" and "never" make a promise without exception. Each such sentence is listed
-# here by a part of it, with the test of the promise.
-ABSOLUTE = re.compile(r"\b(always|never|every|exact|exactly|silently)\b", re.IGNORECASE)
-PROMISES = {
-    "every other object in it is a *leaf*": (
-        "test_flatten.py::test_subclasses_of_builtins_are_leaves"
-    ),
-    "| class, exactly | children |": "test_laws.py::test_structure_is_the_one_written_in_the_table",
-    "for every kind of container": "test_torch_client.py::test_compile_without_graph_breaks",
-    "`tree_map_` stops silently": (
-        "test_map.py::test_functions_that_map_raise_what_the_function_raises"
-    ),
-    "the reference of every function": (
-        "test_documentation.py::test_the_reference_has_every_public_name"
-    ),
-}
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/getting_started.md"])
-def test_a_sentence_without_exception_has_a_test(page: str) -> None:
-    text = (PACKAGE / page).read_text(encoding="utf-8")
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-    for line in filter(ABSOLUTE.search, text.splitlines()):
-        tests = [test for part, test in PROMISES.items() if part in line]
-        assert tests, f"{line!r} has no test in PROMISES"
-        for file, _, name in (test.partition("::") for test in tests):
-            assert f"def {name}(" in (PACKAGE / "tests" / file).read_text(encoding="utf-8")

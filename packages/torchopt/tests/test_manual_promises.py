@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import re
 import weakref
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +19,6 @@ from torchopt.kernels import native
 from torchopt.optimizers.native import with_backend
 from torchopt.tree import tree_leaves, tree_map
 from torchopt.update import apply_updates
-
-PACKAGE = Path(__file__).resolve().parent.parent
 
 NAMES = sorted(OPTIMIZERS)
 
@@ -196,84 +192,3 @@ def test_memory_grows_with_the_steps_of_explicit_differentiation_alone(family: s
         assert many > 1.9 * few
     else:
         assert many == few
-
-
-# A part of each sentence that promises something without exception, and its test.
-ABSOLUTE = re.compile(r"\b(always|never|every|exact|exactly|silently)\b", re.IGNORECASE)
-PAGES = (
-    *("README.md", "../../README.md", "docs/index.md", "docs/concepts.md", "docs/distributed.md"),
-    *("docs/engines.md", "docs/getting_started.md", "docs/howto.md"),
-    "docs/tutorials/inner_loops.md",
-)
-PROMISES = {
-    "a loss after training has exact gradients with respect to initial parameters": (
-        "diff/explicit/test_exactness.py",
-        "test_every_optimizer_and_each_of_its_hyper_parameters",
-    ),
-    "long runs of momentum steps that are reversed exactly": (
-        "diff/explicit/test_reversible.py",
-        "test_ten_thousand_steps_are_undone_bit_for_bit",
-    ),
-    "It is exact to about 1e-12": (
-        "diff/explicit/test_reversible.py",
-        "test_ten_thousand_steps_are_undone_bit_for_bit",
-    ),
-    'with `keep=` or `derivative="mixed"`, which are exact': (
-        "diff/explicit/test_exactness.py",
-        "test_every_optimizer_and_each_of_its_hyper_parameters",
-    ),
-    "Explicit differentiation is exact up to rounding": (
-        "diff/explicit/test_exactness.py",
-        "test_every_optimizer_and_each_of_its_hyper_parameters",
-    ),
-    "every hyper-parameter that is a tensor": (
-        "diff/explicit/test_exactness.py",
-        "test_every_optimizer_and_each_of_its_hyper_parameters",
-    ),
-    "each rank holds them; never sent": (
-        "distributed/test_task_parallel.py",
-        "test_a_step_is_one_message_or_as_many_as_there_are_buckets",
-    ),
-    "every rank ends the step with the same gradient": (
-        "distributed/test_task_parallel.py",
-        "test_every_engine_at_every_world_size",
-    ),
-    "never through a store that answers everyone": (
-        "distributed/test_launchers.py",
-        "test_remote_calls_across_machines_use_the_store_of_the_ranks",
-    ),
-    "LSTM, GRU, RNN | fast kernels have no second derivative": (
-        "diff/explicit/test_attention.py",
-        "test_layers_with_fast_kernels_work_in_every_mode",
-    ),
-    "`weight_norm` | the norm counts as a constant": (
-        "diff/test_twice_differentiable.py",
-        "test_weight_norm_has_its_second_derivative",
-    ),
-    "`linear_cross_entropy` in chunks": (
-        "diff/test_twice_differentiable.py",
-        "test_cross_entropy_in_chunks_is_refused_or_exchanged",
-    ),
-    "`backward()` in a loss | tangents pass through": (
-        "diff/explicit/test_constants.py",
-        "test_the_gradient_equals_that_of_the_unrolled_loop",
-    ),
-    "a hook of a tensor, a node or a module that returns another gradient": (
-        "diff/explicit/test_hooks.py",
-        "test_a_hook_that_changes_a_gradient_is_refused",
-    ),
-}
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_a_sentence_without_exception_has_a_test(page: str) -> None:
-    path = PACKAGE / page
-    if not path.is_file():
-        pytest.skip("the page is not beside these tests")
-    code_or_table = r"^```.*?^```$|<!-- bench:begin.*?<!-- bench:end -->"
-    text = re.sub(code_or_table, "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
-    for line in filter(ABSOLUTE.search, text.splitlines()):
-        tests = [test for part, test in PROMISES.items() if part in line]
-        assert tests, f"{line!r} has no test in PROMISES"
-        for file, name in tests:
-            assert f"def {name}(" in (PACKAGE / "tests" / file).read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ def total_order_sorted(
 
     Three orders are tried, and the first one that is defined for all items is used:
 
-    1. the plain order of the items (or of ``key(item)``);
+    1. the order of the items (or of ``key(item)``);
     2. the order of the pairs ``(qualified name of the type, item)``, which keeps items of different
        types apart and compares within one type only;
     3. the order of the input.
@@ -107,7 +107,7 @@ def unzip2(xys: Iterable[tuple[T, S]], /) -> tuple[tuple[T, ...], tuple[S, ...]]
         Two tuples of equal length.
 
     Raises:
-        ValueError: If an item does not unpack into exactly two values.
+        ValueError: If an item does not unpack into two values.
 
     Examples:
         >>> unzip2([(1, 'a'), (2, 'b')])

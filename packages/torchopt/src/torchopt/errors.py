@@ -44,7 +44,7 @@ class MissingExtensionWarning(UserWarning):
 
 
 class NotDifferentiableError(TorchOptError, RuntimeError):
-    """A derivative was requested that does not exist, or that cannot be computed exactly."""
+    """A derivative was requested that does not exist, or that cannot be computed."""
 
 
 class NotTraceableError(TorchOptError, RuntimeError):

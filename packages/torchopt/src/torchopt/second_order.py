@@ -47,7 +47,7 @@ class _Form:
         leaves: Its leaves, with None for tensors.
         graph: Which of its tensors are differentiated.
         grads: Which inputs have a gradient.
-        inside: Whether the function takes derivatives by tensors that it holds.
+        inside: Whether the function takes derivatives in tensors that it holds.
         pull: Maps saved tensors and cotangents to gradients; None if the program returns these.
     """
 

@@ -130,7 +130,7 @@ def member(hub):
 def test_the_store_says_what_rank_0_cannot_do(member):
     store, _ = member
     store.set("text", "é日")
-    with pytest.raises(RuntimeError, match="rank 0 cannot do 'add', .*: ValueError: invalid lit"):
+    with pytest.raises(RuntimeError, match="asked for 'add' and cannot answer: ValueError: inv"):
         store.add("text", 1)
     assert store.get("text") == "é日".encode()
     with pytest.raises(ValueError, match="zip"):
@@ -165,7 +165,7 @@ def test_questions_end_when_rank_0_has_left(hub, member):
         assert all(end.result(30.0) for end in both)
     hub[0].close()
     for ask in (lambda: store.add("count", 1), lambda: store.get("never")):
-        with pytest.raises(torch.distributed.DistNetworkError, match="rank 0 to answer, which has"):
+        with pytest.raises(torch.distributed.DistNetworkError, match="from rank 0, which has left"):
             ask()
 
 

@@ -334,6 +334,20 @@ def test_warm_start_is_carried_from_solve_to_solve():
     assert linear_solve(operator, b, solver).stats.iterations == first
 
 
+def test_under_vmap_a_warm_start_remembers_nothing():
+    A, b = matrix(SPD), vector()
+    operator, solver = LinearOperator.from_matrix(A, SPD), WarmStart(CG(1e-8))
+    cold = linear_solve(operator, b, CG(1e-8)).stats.iterations
+    assert cold >= 3
+
+    def steps(b):
+        return linear_solve(operator, b, solver).stats.iterations
+
+    for _ in range(2):
+        assert torch.func.vmap(steps)(torch.stack([b, b])).tolist() == [int(cold)] * 2
+    assert steps(b) == cold
+
+
 def test_warm_start_keeps_the_adjoint_separate():
     A, b = matrix(()), vector().requires_grad_()
     solver = WarmStart(GMRES(1e-12))
@@ -531,7 +545,7 @@ def test_a_row_of_zeros_in_a_batch_is_solved_by_zeros(name, options):
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_ridge_is_one_number(count):
-    with pytest.raises(ValueError, match="ridge: expected one number, got a tensor"):
+    with pytest.raises(ValueError, match="ridge: expected one number, got shape"):
         linear_solve(matrix(SPD), vector(), CG(ridge=torch.ones(count, dtype=torch.float64)))
 
 

@@ -37,6 +37,20 @@ def test_noise_has_the_given_variance_and_fades() -> None:
     assert torch.equal(g, torch.full((n,), 7.0, dtype=DOUBLE))
 
 
+def test_noise_advances_its_generator_in_each_step() -> None:
+    generator = torch.Generator().manual_seed(3)
+    noise, g = add_noise(eta=1.0, gamma=0.0, generator=generator), torch.zeros(4, dtype=DOUBLE)
+    state = noise.init(g)
+    found = []
+    for _ in range(3):
+        updates, state = noise.update(g, state)
+        found.append(updates)
+    drawn = torch.Generator().manual_seed(3)
+    wanted = [torch.randn(4, generator=drawn, dtype=DOUBLE) for _ in range(3)]
+    assert torch.equal(torch.stack(found), torch.stack(wanted))
+    assert torch.equal(generator.get_state(), drawn.get_state())
+
+
 def test_noise_passes_gradients_on_and_vmaps() -> None:
     g = randn(3).requires_grad_()
     noise = add_noise(0.1)

@@ -338,7 +338,7 @@ def tree_combine(
         other_tree: A tree with the same structure, except that each tree may have ``fillvalue``
             where the other has a leaf or a whole subtree.
         *other_trees: More such trees.
-        is_leaf: See :func:`optree.tree_flatten`; an object that is ``fillvalue`` is always a leaf.
+        is_leaf: See :func:`optree.tree_flatten`; an object that is ``fillvalue`` is a leaf.
         fillvalue: The object that marks a place without a leaf. It is compared by identity.
         none_is_leaf: Whether ``None`` is a leaf (if it is not ``fillvalue``).
         namespace: The namespace whose registered node types are used besides the global ones.

@@ -137,7 +137,7 @@ class CallState:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Restore the present state on exit, also after an exception."""
+        """Restore the current state on exit, also after an exception."""
         now = [(slot, slot.read()) for slot in self.slots]
         small = self.small.read()
         kept = [

@@ -66,8 +66,8 @@ class Differences:
     relative to the cotangent that the product is a part of.
 
     The gradient in the middle is known only for the parameters. So a kink close to the middle that
-    affects only the mixed second derivatives is not noticed. Two gradients also miss a jump exactly
-    in the middle, such as that of the gradient of |theta| at 0, which looks like a curvature of
+    affects only the mixed second derivatives is not noticed. Two gradients also miss a jump in the
+    middle, such as that of the gradient of |theta| at 0, which looks like a curvature of
     1 / h; use four for such a loss.
 
     The values of the loss show whether its gradient is its derivative. If a loss detaches something
@@ -76,7 +76,7 @@ class Differences:
     Attributes:
         gradients: How many gradients a product takes, 2 or 4.
         step: h / (1 + |theta|), > 0, dimensionless; None: chosen by the dtype.
-        limit: The largest relative error; above it `backward()` raises. None: never raise. The
+        limit: The largest relative error; above it `backward()` raises. None: no limit. The
             default 0.1 is also what `Verify` allows between two engines: a smaller error is lost in
             the noise of minibatches, a larger one begins to change the direction.
 

@@ -57,7 +57,7 @@ class Slot:
     value: Any = MISSING
 
     def read(self) -> Any:
-        """Return the present content, or `MISSING`."""
+        """Return the current content, or `MISSING`."""
         try:
             return self.holder.cell_contents if self.key is CELL else self.holder[self.key]
         except (LookupError, ValueError):
@@ -86,7 +86,7 @@ class Attribute(Slot):
     """An attribute of a class, or of an object with `__slots__`."""
 
     def read(self) -> Any:
-        """Return the present content, or `MISSING`."""
+        """Return the current content, or `MISSING`."""
         if isinstance(self.holder, type):
             return vars(self.holder).get(self.key, MISSING)
         return getattr(self.holder, self.key, MISSING)
@@ -112,7 +112,7 @@ class Source:
 
     @staticmethod
     def of(get: Callable[[], Any], put: Callable[[Any], Any]) -> Source:
-        """Return a source with its present state."""
+        """Return a source with its current state."""
         return Source(get, put, get())
 
     def is_at(self, state: Any) -> bool:
@@ -186,7 +186,7 @@ def numpy_source(owner: Any) -> Source:
 
 
 def slots(found: Any, holds: Callable[[Any], bool]) -> Iterator[Slot]:
-    """Yield the slots of an object whose values satisfy `holds`, with the present values."""
+    """Yield the slots of an object whose values satisfy `holds`, with the current values."""
     for slot in _slots(found):
         slot.value = slot.read()
         if slot.value is not MISSING and holds(slot.value):
@@ -331,7 +331,7 @@ class Elements:
 
     @staticmethod
     def of(x: Tensor, before: Elements | None = None) -> Elements:
-        """Record the present elements; return `before` if nothing was written since."""
+        """Record the current elements; return `before` if nothing was written since."""
         if before is not None and x._version in (before.version, before.put_at):
             return before
         return Elements(x, x.detach().clone(), x._version)

@@ -255,7 +255,7 @@ class Surroundings:
         self._contents = [x for found in self._containers for x in contents(found)]
 
     def retaken(self, *, silent: bool = False) -> Surroundings:
-        """Return the present surroundings of the same function.
+        """Return the current surroundings of the same function.
 
         Their replays leave no trace, with one exception: an int in a closure that increases during
         a replay counts calls, and goes on counting. Generators that have not moved share their
@@ -287,7 +287,7 @@ class Surroundings:
         return now
 
     def generators(self) -> list[Tensor]:
-        """Return the present states of the random generators of torch."""
+        """Return the current states of the random generators of torch."""
         return [x for source in self._sources if isinstance(x := source.get(), Tensor)]
 
     def moved_outside_torch(self) -> bool:

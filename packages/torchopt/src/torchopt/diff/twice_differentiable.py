@@ -153,7 +153,7 @@ class TwiceDifferentiable(TorchFunctionMode):
             return func(*args, **{**kwargs, "options": None})
         if in_forward_mode() and "prod" in (*args[4:], kwargs.get("reduce")):
             raise NotDifferentiableError(
-                'derivative="mixed" or "forward": expected operations with a right forward mode, '
+                'derivative="mixed" or "forward": expected operations with a correct forward mode, '
                 f'got {name} with reduce="prod"; use derivative="reverse"'
             )
         return func(*args, **kwargs)

@@ -77,7 +77,7 @@ class Verify:
         other: An engine, such as `Implicit(solve=CG())`, or any function with the arguments and
             results of the inner loop.
         rate: The share of the calls that are checked, in (0, 1].
-        limit: The largest relative error, >= 0; above it `backward()` raises. None: never raise.
+        limit: The largest relative error, >= 0; above it `backward()` raises. None: no limit.
 
     Raises:
         GradientMismatchError: In `backward()`: the two gradients differ by more than `limit`.
@@ -115,7 +115,7 @@ class Verify:
             raise ValueError(f"Verify: limit: expected a number >= 0 or None, got {self.limit}.")
 
     def is_due(self, call: int) -> bool:
-        """Return whether a call is checked, which the first one always is."""
+        """Return whether a call is checked; the first one is."""
         return call == 0 or math.floor(call * self.rate) > math.floor((call - 1) * self.rate)
 
     def bound(self, value: Any) -> Callable[..., Any]:

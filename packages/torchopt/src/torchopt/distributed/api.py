@@ -197,7 +197,7 @@ def parallelize(
 ) -> Callable[[Callable[..., T]], Callable[..., Any]]:
     """Return a decorator that splits each call over the workers and combines the results.
 
-    The function must be at the top level of a module that every process imports; the script that
+    The function must be at the top level of a module that all processes import; the script that
     is run counts as one.
 
     Args:

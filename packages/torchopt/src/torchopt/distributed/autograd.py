@@ -71,7 +71,7 @@ class context:  # noqa: N801 - the published name
         except RuntimeError as error:
             raise RuntimeError(
                 "torchopt.distributed.autograd.context: expected a thread that is in no context, "
-                "found one that is in a context already; leave it before the next one, or call "
+                "found one that is in a context already; leave it before entering another, or call "
                 "backward and grad several times in it, each for a loss of its own"
             ) from error
         return self._id

@@ -2,7 +2,7 @@
 """Files that the processes of one machine map into memory, to tell each other what they do.
 
 Writing takes a tenth of a microsecond and no system call. The file of a killed process still says
-what the process was doing. It also holds the process number, so that a stopped process can be
+what the process was doing. It also holds the process ID, so that a stopped process can be
 ended. Through such files the ranks add up numbers, check that they are about to do the same thing,
 and draw from a shared counter, faster than by a message over a socket.
 """

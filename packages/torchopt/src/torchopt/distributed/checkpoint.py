@@ -27,7 +27,7 @@ _MARK = b"torchopt"  # then 32 bytes of checksum; torch.load skips both
 class Checkpoint:
     """Keeps the state of a run in one file, which is complete at any moment.
 
-    Every rank calls `load` before the first step and `save` after each step. Rank 0 writes to a
+    All ranks call `load` before the first step and `save` after each step. Rank 0 writes to a
     temporary file beside the old one and then renames it, which is atomic: a process that is killed
     at any moment leaves either the old state or the new one. Rank 0 also reads the file and sends
     the state to the other ranks of a collective world, which need no common file system.

@@ -35,12 +35,12 @@ class Contents:
     def keep(
         self, params: Sequence[Tensor], parts: Iterable[nn.Module], *, only_shards: bool
     ) -> None:
-        """Copy the present contents of parameters.
+        """Copy the current contents of parameters.
 
         Args:
             params: The parameters that are differentiated.
             parts: Modules whose frozen parameters are kept as well; only their versions if they
-                are larger than 64 MiB in all.
+                are larger than 64 MiB in total.
             only_shards: Keep only DTensors. `fully_shard` makes whole parameters from them, which
                 live only as long as they are used.
         """

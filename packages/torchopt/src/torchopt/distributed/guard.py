@@ -2,7 +2,7 @@
 """A small process that ends the workers of `spawn` when the process that called `spawn` is gone.
 
 A worker cannot end itself while it is stopped, imports torch, or holds the interpreter's lock. This
-file runs as a script. It reads process numbers, one a line. At the end of its input, which comes
+file runs as a script. It reads process IDs, one a line. At the end of its input, which comes
 when the caller ends for whatever reason, it kills these processes.
 """
 

@@ -149,7 +149,7 @@ def _verdict_on(places: Mapping[int, str | None]) -> Verdict:
         return Verdict(None, usual, "timed out", silent=True)
     where = next(rank for rank, name in places.items() if name == usual)
     words = (
-        f"expected every rank to come to the same operation, rank {where} waits in {usual} and "
+        f"expected every rank to reach the same operation, rank {where} waits in {usual} and "
         f"rank {other} in {places[other]}"
     )
     return Verdict(other, places[other], "differs", words=words)

@@ -202,7 +202,7 @@ class _Worker:
             self.process.kill()
             self.done = True
         if self.error is None or self.error.kind == "lost":
-            text = "the process did not answer the others any more, and was ended"
+            text = "the process no longer answered the others, and was ended"
             self.error = WorkerError(self.rank, None, "timed out", text)
 
 

@@ -214,7 +214,7 @@ def meet_at(
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"rank {rank}: expected rank {ranks[0]} on this machine within {timeout:g} s, "
-                    f"found none that is of this world ({type(error).__name__}); start all "
+                    f"found none of this world ({type(error).__name__}); start all "
                     "processes as the same user, with the same TORCHOPT_TOKEN or none"
                 ) from error
             time.sleep(0.02)

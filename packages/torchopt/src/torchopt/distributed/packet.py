@@ -29,7 +29,7 @@ class Packet:
         group: The ranks.
         meaning: A text that must be the same on all ranks.
         numbers: Numbers to add up.
-        vectors: More numbers to add up, on the CPU; at most `room` numbers in all.
+        vectors: More numbers to add up, on the CPU; at most `room` numbers in total.
 
     Attributes:
         room: How many numbers a packet holds.

@@ -105,8 +105,8 @@ class Rendezvous:
                     self._check()
                     if not self._is_reached():
                         raise ConnectionError(
-                            f"rank {self.rank}: expected rank {self.hub} to answer, which has left "
-                            "the world"
+                            f"rank {self.rank}: expected an answer from rank {self.hub}, which has "
+                            "left the world"
                         )
                     if deadline is not None and self._clock() > deadline:
                         raise TimeoutError(late)
@@ -118,9 +118,7 @@ class Rendezvous:
             if not is_answered:
                 self._forget(number)
         if wrong is not None:
-            raise RuntimeError(
-                f"rank {self.hub} cannot do {what!r}, which was asked of it: {wrong}"
-            )
+            raise RuntimeError(f"rank {self.hub} was asked for {what!r} and cannot answer: {wrong}")
         return value
 
     def _forget(self, number: int) -> None:

@@ -75,7 +75,7 @@ def zero_order(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that estimates gradients by `engine` on all ranks together.
 
-    Every rank calls the decorated function with the same arguments. The estimate is the one that
+    All ranks call the decorated function with the same arguments. The estimate is the one that
     the engine computes in one process, from the same directions and coefficients. The ranks
     exchange only the seed, once for each call, and the losses.
 

@@ -21,9 +21,9 @@ class WireStats:
 
     Attributes:
         calls: The number of remote calls.
-        call_bytes: Bytes of functions and arguments, sent with every call.
+        call_bytes: Bytes of functions and arguments, sent with each call.
         parameter_bytes: Bytes of shared tensors, sent once for each version and worker.
-        parameter_bytes_saved: Bytes that sending shared tensors with every call would have added.
+        parameter_bytes_saved: Bytes that sending shared tensors with each call would have added.
         result_bytes: Bytes of the tensors in results.
         gradient_bytes: Bytes of the gradients of shared tensors, received once for each call.
     """

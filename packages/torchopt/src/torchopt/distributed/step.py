@@ -284,7 +284,7 @@ class Step:
             if any(change is not None for change in self.before.take(1.0)):
                 raise TypeError(
                     "`tasks_at_once`: expected tasks that leave the buffers of modules alone, got "
-                    "one that writes into them; take the tasks one by one, tasks_at_once=1"
+                    "one that writes into them; run the tasks one by one, with tasks_at_once=1"
                 )
             return loss
 
@@ -294,9 +294,9 @@ class Step:
             if type(error) is not RuntimeError:
                 raise
             raise RuntimeError(
-                f"`tasks_at_once`: {str(error)[:160]} (under torch.func.vmap). Tasks taken "
-                "together draw no random numbers, and have gradients by torch.func.grad or "
-                "torchopt.inner_loop; others are taken one by one, tasks_at_once=1."
+                f"`tasks_at_once`: {str(error)[:160]} (under torch.func.vmap). Tasks "
+                "that run together must not draw random numbers, and must take gradients with "
+                "torch.func.grad or torchopt.inner_loop; run others with tasks_at_once=1."
             ) from error
         return losses
 

@@ -48,9 +48,9 @@ class _Form:
 
 
 class TaskParallel:
-    """Differentiates a mean over tasks with respect to meta-parameters held by every rank.
+    """Differentiates a mean over tasks with respect to meta-parameters that all ranks hold.
 
-    Construct it on every rank with the same arguments. Then each step is::
+    Construct it on all ranks with the same arguments. Then each step is::
 
         step = engine.backward(task_loss, tasks)   # adds the same gradient to .grad on every rank
         optimizer.step()                           # on every rank
@@ -59,8 +59,8 @@ class TaskParallel:
 
     Every task sees the parameters as they are at the beginning of the step. If a task writes into
     parameters, replaces them or freezes them, that is undone when the task ends, at the cost of one
-    copy of the parameters. Frozen parameters are copied too, if they have at most 64 MiB in all; a
-    task must not write to larger ones. A task sees no `.grad` and must leave none behind.
+    copy of the parameters. Frozen parameters of at most 64 MiB in total are copied too; a task must
+    not write to larger ones. A task sees no `.grad` and must leave none behind.
 
     Gradients do not depend on the number of ranks, except for the rounding of sums: 1e-12 relative
     in float64. With `deterministic=True` they are the same bit for bit, as long as all processes
@@ -135,7 +135,7 @@ class TaskParallel:
         if deterministic and tasks_at_once != 1:
             raise ValueError(
                 "`tasks_at_once`: expected 1 with deterministic=True, got "
-                f"{tasks_at_once}; the bits of a gradient by vmap depend on how many there are."
+                f"{tasks_at_once}; under vmap the bits of a gradient depend on the number of tasks."
             )
         self.group = Group(group, timeout)
         self.schedule = schedule
@@ -238,7 +238,7 @@ class TaskParallel:
         Args:
             task_loss: Maps a task to its loss, 0-dim and real, computed with the parameters. It is
                 called only for this rank's tasks.
-            tasks: A sequence that has the same length on every rank; only this rank's entries are
+            tasks: A sequence that has the same length on all ranks; only this rank's entries are
                 read.
             weights: One weight >= 0 for each task, in any scale; None: equal weights.
 

@@ -201,7 +201,7 @@ def auto_init_rpc(
 ) -> Callable[[F], F]:
     """Return a decorator for the main function that opens the world before it runs.
 
-    Every process calls the main function with the same arguments. Inside, a function decorated with
+    All processes call the main function with the same arguments. Inside, a function decorated with
     `rank_zero_only` runs on rank 0 only; see also `driver`. The processes are started by torchrun,
     `torchopt.distributed.spawn`, multiprocessing or a job scheduler, with the environment of
     torchrun. Without that environment the world is one process in which remote calls are ordinary
@@ -210,7 +210,7 @@ def auto_init_rpc(
     The world is left at exit, in order if all processes reach their end.
 
     Args:
-        worker_init_fn: Called first on every process, for example to set seeds or devices.
+        worker_init_fn: Called first on all processes, for example to set seeds or devices.
         worker_name_format: Returns the name of a worker. It is called with the keywords
             `world_rank`, `world_size`, `local_rank` and `local_world_size`.
         backend: None, `"rpc"` or a `torch.distributed.rpc.BackendType`: remote calls.

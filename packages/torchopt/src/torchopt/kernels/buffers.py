@@ -2,7 +2,7 @@
 """Cached memory for the results of kernels on the CPU.
 
 A step that is not in place returns new updates and a new state. Fresh memory from the system costs
-a page fault every 4 KiB, which takes several times as long as the kernel that fills it. So the
+a page fault for each 4 KiB, which takes several times as long as the kernel that fills it. So the
 memory of results is kept when torch releases it, that is, when the last tensor, view, array or
 graph that uses it is gone. The next results of the same size reuse it.
 

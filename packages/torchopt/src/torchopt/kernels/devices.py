@@ -54,7 +54,7 @@ def explain_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     if missing is not None:
         return missing
     if dtype not in DTYPE_CODES:
-        return f"the fused kernels serve float64, float32, float16 and bfloat16, got {dtype}"
+        return f"the fused kernels support float64, float32, float16 and bfloat16, got {dtype}"
     if device.type == "cpu":
         return None
     if device.type == "cuda":
@@ -115,7 +115,7 @@ def refuse_capture(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "step(): expected no capture of a CUDA graph, got one on the current stream; its "
-            "replays would repeat this step with the present count and hyper-parameters; step "
+            "replays would repeat this step with the current count and hyper-parameters; step "
             "after the replay, or capture the functional update with states of your own"
         )
 

@@ -271,7 +271,7 @@ class Triangular(DenseSolver):
     def reformulate(
         self, operator: LinearOperator, b: Tensor
     ) -> tuple[Solver, LinearOperator, Tensor]:
-        """Return the system of one triangle, so that derivatives by the other one are zero."""
+        """Return the system of one triangle, so that derivatives in the other one are zero."""
         if operator.tags & {Tag.LOWER_TRIANGULAR, Tag.UPPER_TRIANGULAR}:
             operator = operator.triangle()
         return super().reformulate(operator, b)

@@ -8,10 +8,10 @@ matvec may depend on tensors that are not arguments. With a constant x̂ close t
 is the solution. Autograd records A x̂. The outer A⁻¹ has a derivative rule, which is a solve with Aᴴ
 or A by this same function. The rule ignores the dependence of A⁻¹ itself. The ignored term is
 multiplied by b - A x̂, which is zero, and each further correction makes one more derivative of it
-zero. So k corrections are exact up to the k-th derivative by the tensors that A depends on. A
+zero. So k corrections are exact up to the k-th derivative in the tensors that A depends on. A
 derivative of a solve is a solve of the next generation, and the one that would begin derivative
 k + 1 raises. If A depends on no differentiated tensor, one correction is exact for any derivative
-by b.
+in b.
 """
 
 from __future__ import annotations

@@ -259,8 +259,8 @@ class IterativeSolver(Solver):
         ridge: Solve with A + ridge I; None: no ridge.
         x0: The start, a tree like b; None: zero.
         check_every: After how many iterations the host checks whether to stop. None: after each one
-            on the CPU, after 16 elsewhere, where a check costs a synchronisation. 0: never; then
-            all `maxiter` iterations run (finished entries no longer change).
+            on the CPU, after 16 elsewhere, where a check costs a synchronisation. 0: not at all;
+            then all `maxiter` iterations run (finished entries no longer change).
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore". `linear_solve`
             has an option of its own, whose default follows "ignore" here.
         estimate_condition: Whether to compute `Stats.condition` from the coefficients of the

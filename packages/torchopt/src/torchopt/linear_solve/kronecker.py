@@ -313,7 +313,11 @@ def _rows(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         padding = layer.padding
         if isinstance(padding, str) or layer.padding_mode != "zeros":
-            raise TypeError("kronecker: expected padding of Conv2d in numbers, with zeros.")
+            raise TypeError(
+                "kronecker: expected a Conv2d with numbers as padding and zeros in it, got "
+                f"padding={padding!r} and padding_mode={layer.padding_mode!r}; use Nystrom or "
+                "Jacobi, which take any operator."
+            )
         x = nn.functional.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride).mT
     else:
         x = x.reshape(len(x), -1, x.shape[-1])

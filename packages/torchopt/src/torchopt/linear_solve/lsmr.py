@@ -30,7 +30,7 @@ __all__ = ["LSMR"]
 class LSMR(IterativeSolver):
     """LSMR, for any A; for a singular A it tends to the least-squares solution.
 
-    In exact arithmetic the iterates are those of MINRES for AᴴA x = Aᴴ b. They are computed from
+    Without rounding the iterates are those of MINRES for AᴴA x = Aᴴ b. They are computed from
     the Golub-Kahan bidiagonalisation of A, which loses fewer digits than the squared operator. A
     step takes one product with A and one with Aᴴ.
 

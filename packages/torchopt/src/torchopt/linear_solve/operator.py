@@ -277,7 +277,7 @@ class LinearOperator:
             return self
         bind, extra = self.bind, (ridge,) if isinstance(ridge, Tensor) else ()
         if extra and extra[0].numel() != 1:
-            raise ValueError(f"ridge: expected one number, got a tensor {tuple(extra[0].shape)}")
+            raise ValueError(f"ridge: expected one number, got shape {tuple(extra[0].shape)}")
 
         def shifted(*params: Tensor) -> tuple[FlatMap, FlatMap]:
             mv, rmv = bind(*params[: len(params) - len(extra)])

@@ -35,7 +35,7 @@ class Jacobi:
 
     Attributes:
         diagonal: The diagonal as a tree like b. None: it is computed by n products with A, which
-            pays if the preconditioner is used for several solves or products are cheap.
+            pays off if the preconditioner is used for several solves or products are cheap.
 
     Example:
         >>> import torch
@@ -57,8 +57,8 @@ class Nystrom:
 
         P⁻¹ = U (Λ + ridge) Uᵀ / (λ + ridge) + I - U Uᵀ,
 
-    so directions in which A is large get the same scale. It pays if the spectrum of A decays fast
-    and several systems with one operator are solved. The expected condition number of the
+    so directions in which A is large get the same scale. It pays off if the spectrum of A decays
+    fast and several systems with one operator are solved. The expected condition number of the
     preconditioned system is below 28 if the rank is about twice the number of eigenvalues above the
     ridge.
 

@@ -137,8 +137,8 @@ def linear_solve(
         solver: The method.
         x0: The start of an iterative solver, a tree like b, which is not differentiated; None: the
             start of the solver, or zero. Direct solvers ignore it.
-        on_fail: What to do if the solver did not converge: "raise", "warn", or "ignore", with which
-            only the status tells, and nothing is read from the device. None: "ignore" if the solver
+        on_fail: What to do if the solver did not converge: "raise", "warn", or "ignore", which
+            only sets the status and reads nothing from the device. None: "ignore" if the solver
             was made with that, else "raise".
 
     Returns:

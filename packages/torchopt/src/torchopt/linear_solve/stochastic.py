@@ -208,7 +208,7 @@ class StochasticNeumann(_Stochastic):
 
     It remains bounded for growing `steps` if the largest eigenvalue of the map M → E[R M Rᵀ] is
     below p. p = 1 has the smallest variance and takes all `steps`; p < 1 takes about 1 / (1 - p)
-    steps in the mean. A small p is meant for averages over several solves.
+    steps on average. A small p is meant for averages over several solves.
 
     The reported residual is the term after the last one, divided by α, whose mean is
     (I - αA)^(steps + 1) b; it is 0 for a series that ended at random.
@@ -229,7 +229,7 @@ class StochasticNeumann(_Stochastic):
         >>> from torchopt.linear_solve import LinearOperator, StochasticNeumann, linear_solve
         >>> _ = torch.manual_seed(0)
         >>> def product(diagonal, v):
-        ...     return diagonal * v * (0.9 + 0.2 * torch.rand(()))  # 1 in the mean
+        ...     return diagonal * v * (0.9 + 0.2 * torch.rand(()))  # 1 on average
         >>> A = LinearOperator.from_function(product, torch.tensor([0.8, 1.25]), torch.ones(2))
         >>> solver = StochasticNeumann(20, alpha=1.0)
         >>> x = torch.stack([linear_solve(A, torch.ones(2), solver).value for _ in range(200)])

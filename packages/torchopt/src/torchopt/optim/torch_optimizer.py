@@ -129,7 +129,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         return {k: list(x) if isinstance(x, list) else x for k, x in hyper.items()}, made
 
     def _transformation(self, index: int) -> GradientTransformation:
-        """Return the transformation of a group for its present hyper-parameters."""
+        """Return the transformation of a group for its current hyper-parameters."""
         group = self.param_groups[index]
         hyper, made = self._made[index]
         if _same(hyper, {name: value for name, value in group.items() if self._takes(name)}):

@@ -175,7 +175,7 @@ def _here() -> tuple[Recomputation | None, list[Checkpoint]]:
             frame, recomputed = found
             checkpoint = getattr(frame, MARK, None)
             if checkpoint is None:
-                # A checkpoint that was not seen before its recomputation gets the present content.
+                # A checkpoint that was not seen before its recomputation gets the current content.
                 checkpoint = Checkpoint(recomputation)
                 setattr(frame, MARK, checkpoint)
             place = Recomputation(checkpoint) if recomputed else checkpoint

@@ -74,7 +74,7 @@ class CosineRestarts:
         return fall(self.init_value, self.end_value, self._part(count))
 
     def _part(self, count: Numeric) -> Numeric:
-        """Return which fraction of the present period has passed."""
+        """Return which fraction of the current period has passed."""
         if self.factor == 1:
             return part(count % self.period, 0, self.period)  # type: ignore[no-any-return]
         if isinstance(count, torch.Tensor):

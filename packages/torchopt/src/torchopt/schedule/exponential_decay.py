@@ -60,7 +60,7 @@ def exponential_decay(
         decay_rate: The factor for each `transition_steps` updates; 0 gives a constant.
         transition_begin: Number of updates before the decay starts; negative numbers count as 0.
         transition_steps: Number of updates per factor; <= 0 gives the constant `init_value`.
-        staircase: Round the exponent down, so that the value changes only every `transition_steps`
+        staircase: Round the exponent down, so that the value changes once in `transition_steps`
             updates.
         end_value: A bound: a lower one if `decay_rate` < 1, otherwise an upper one. It also holds
             for the first value. None: no bound.

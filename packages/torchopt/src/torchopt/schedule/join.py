@@ -36,7 +36,7 @@ class Constant:
 
 
 def constant_schedule(value: Scalar) -> Schedule:
-    """Return the schedule that is always `value`.
+    """Return the schedule with the constant value `value`.
 
     Args:
         value: A number, or a 0-dim tensor, which is differentiated.

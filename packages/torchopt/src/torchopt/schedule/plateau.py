@@ -74,7 +74,7 @@ class ReduceOnPlateau:
             self.best = -math.inf
 
     def __call__(self, count: Numeric) -> Numeric:
-        """Return the present value; it does not depend on the count."""
+        """Return the current value; it does not depend on the count."""
         value: Any = self.value
         for _ in range(self.reductions):
             value = self._lowered(value)

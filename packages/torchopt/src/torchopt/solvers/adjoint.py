@@ -60,7 +60,7 @@ def by_another_engine(
         solver: A solver whose `adjoint` is an `Explicit` or a `ZeroOrder`.
         run: Returns the `SolveResult` for given tensors; its second argument says whether the value
             keeps the graph of the iterations.
-        chosen: The tensors to differentiate by.
+        chosen: The tensors to differentiate with respect to.
     """
     if isinstance(solver.adjoint, ZeroOrder):
         solution, _ = sampled(solver.adjoint, lambda x: (run(x, False).value, None), chosen)

@@ -171,7 +171,7 @@ class Solver(Described, ABC):
             dtype, 1.5e-8 in float64 and 3.5e-4 in float32.
         maxiter: The largest number of iterations, >= 0.
         check_every: After how many iterations the host checks whether to stop. None: after each
-            one on the CPU, after 16 elsewhere. 0: never.
+            one on the CPU, after 16 elsewhere. 0: not at all.
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore".
         linear_solve: The solver of the linear system of the derivatives, as `solve=` of
             `custom_root`.

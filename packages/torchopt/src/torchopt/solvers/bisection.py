@@ -29,7 +29,7 @@ class Bisection(RootSolver):
 
     Attributes:
         lower: A lower bound of the root, a number or a tensor that broadcasts to the start.
-        upper: An upper bound of the root, likewise. In every element, F must have different signs
+        upper: An upper bound of the root, likewise. In each element, F must have different signs
             at `lower` and `upper`.
 
     Example:

@@ -32,7 +32,7 @@ class FixedPointIteration(FixedPointSolver):
     The common options are those of `Solver`.
 
     Attributes:
-        damping: The factor of the step, in (0, 1]; 1 is the plain iteration.
+        damping: The factor of the step, in (0, 1]; 1 is the iteration without damping.
 
     Example:
         >>> import torch

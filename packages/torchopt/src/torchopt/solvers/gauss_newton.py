@@ -35,6 +35,7 @@ class GaussNewton(LeastSquares):
 
     References:
         Nocedal, Wright, Numerical optimization, 2006, section 10.3, equation 10.23.
+
         Triggs, McLauchlan, Hartley, Fitzgibbon, Bundle adjustment, a modern synthesis, 2000,
         section 4.3: the weights of robust losses.
 
@@ -83,8 +84,11 @@ class LevenbergMarquardt(LeastSquares):
 
     References:
         Marquardt, An algorithm for least-squares estimation of nonlinear parameters, 1963.
+
         Moré, The Levenberg-Marquardt algorithm: implementation and theory, 1978, section 6: D.
+
         Nielsen, Damping parameter in Marquardt's method, 1999, equation 2.4: λ.
+
         Kanzow, Yamashita, Fukushima, Levenberg-Marquardt methods with strong local convergence
         properties for solving nonlinear equations with convex constraints, 2004: projected steps.
 
@@ -139,6 +143,7 @@ class Dogleg(LeastSquares):
 
     References:
         Powell, A hybrid method for nonlinear equations, 1970.
+
         Nocedal, Wright, Numerical optimization, 2006, equation 4.16; algorithm 4.1: Δ.
 
     Example:

@@ -21,7 +21,7 @@ class GradientDescent(Minimizer):
     """Gradient descent with a line search or a fixed step.
 
     The line search starts at the Barzilai-Borwein step (Two-point step size gradient methods, 1988,
-    equation 5). `LBFGS` needs fewer evaluations on almost every problem.
+    equation 5). `LBFGS` usually needs fewer evaluations.
 
     The common options are those of `Solver`.
 

@@ -35,7 +35,7 @@ class LeastSquares(Solver):
 
     Call it with r, as in `LevenbergMarquardt()(r, start, *args)`. r returns a tree of real tensors
     of any structure. F is ∇f; at an active bound it is the distance to the bound. A point also
-    counts as solved if rounding hides every further decrease: the proposed steps change f or x by
+    counts as solved if rounding hides any further decrease: the proposed steps change f or x by
     less than 100 times the eps of the dtype.
 
     If x lies on a bound and ∇f is zero, up to `tol`, the solution has a kink and no derivative. The
@@ -48,12 +48,12 @@ class LeastSquares(Solver):
         scale: C > 0, in the units of r; larger residuals are outliers. A number, a 0-dim tensor, or
             a function of *args that returns one and is differentiated.
         lower: The lower bounds; a start outside the bounds is moved inside. None, a number, a
-            tensor that broadcasts to every leaf of x, or a tree of those that is a prefix of x; or
+            tensor that broadcasts to all leaves of x, or a tree of those that is a prefix of x; or
             a function of *args that returns one and is differentiated.
         upper: The upper bounds, likewise.
         step_solver: How the linear systems of the steps are solved. "dense": by a QR factorisation
-            of the Jacobian. "blocks": the same for all blocks together, if every leaf of x and of r
-            is `[blocks, ...]` and block i of r depends only on block i of x. A solver of
+            of the Jacobian. "blocks": the same for all blocks together, if all leaves of x and r
+            are `[blocks, ...]` and block i of r depends only on block i of x. A solver of
             `torchopt.linear_solve`: by products with J and Jᵀ only. None: "dense" up to 256
             unknowns, then `CG(rtol=1e-3)`.
     """

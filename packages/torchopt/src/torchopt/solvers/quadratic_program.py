@@ -90,6 +90,7 @@ def quadratic_program(
 
     References:
         Amos, Kolter, OptNet: differentiable optimization as a layer in neural networks, 2017.
+
         Mehrotra, On the implementation of a primal-dual interior point method, 1992.
 
     Example:

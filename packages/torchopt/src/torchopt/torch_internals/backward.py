@@ -31,7 +31,7 @@ __all__ = [
 any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 
-#: Return whether the present backward pass keeps its graph; True outside a backward pass.
+#: Return whether the current backward pass keeps its graph; True outside a backward pass.
 graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 
 _engine: Any = torch.autograd.Variable._execution_engine
@@ -216,7 +216,7 @@ def no_view(x: Tensor) -> Tensor:
     """Return x as a tensor that is not a view.
 
     A view that a Function returns must not be written to; this tensor may be. It shares its memory
-    with x, which must not be used any more.
+    with x, which must no longer be used.
     """
     found: Tensor = torch.ops.aten._unsafe_view(x, x.shape)
     return found

@@ -309,7 +309,7 @@ _vmap: Any = torch._functorch.vmap
 
 
 def vmap_again() -> Callable[[Callable[..., Any]], Callable[..., Any]] | None:
-    """Return a decorator that makes a function run later as if inside the present vmap.
+    """Return a decorator that makes a function run later as if inside the current vmap.
 
     None outside a vmap, and inside several transforms.
     """

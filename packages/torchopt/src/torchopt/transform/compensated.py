@@ -85,8 +85,10 @@ def compensated(inner: GradientTransformation) -> GradientTransformation:
         AssertionError: From `update`, when it is called without `params`.
 
     References:
-        W. Kahan, Further Remarks on Reducing Truncation Errors, 1965; P. Zamirai et al., Revisiting
-        BFloat16 Training, 2020, https://arxiv.org/abs/2010.06192, Algorithm 1.
+        W. Kahan, Further Remarks on Reducing Truncation Errors, 1965.
+
+        P. Zamirai et al., Revisiting BFloat16 Training, 2020, https://arxiv.org/abs/2010.06192,
+        Algorithm 1.
 
     Example:
         >>> import torch, torchopt

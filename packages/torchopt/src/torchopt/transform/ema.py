@@ -52,7 +52,7 @@ class Ema(LeafRule):
 
 @transformation_of(Ema)
 def ema() -> None:
-    r"""Return the transformation to the exponential moving average of the updates.
+    r"""Return the transformation that computes the exponential moving average of the updates.
 
     .. math::
         e' = d e + (1 - d) g, \qquad u = e' / (1 - d^k)

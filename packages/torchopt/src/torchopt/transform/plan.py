@@ -92,7 +92,7 @@ class Plan:
         if self.size == 0 and number and sign * step_size == -1.0:
             return self._with(maximize=True)
         if self.closed or (sign == 1 and not number):
-            return None  # -step_size would be a copy of the tensor's present value
+            return None  # -step_size would be a copy of the tensor's current value
         return self._with(lr=step_size if sign == -1 else -step_size, closed=True)
 
     @lazy

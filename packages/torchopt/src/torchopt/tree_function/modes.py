@@ -40,7 +40,7 @@ Function = TypeVar("Function", bound="Callable[..., Any]")
 
 # torch switches forward mode off for all levels while it runs the jvp of a Function, so that a jvp
 # inside a jvp would silently be zero. It is switched on again for the outer levels, after the
-# tangents of the present level have been removed.
+# tangents of the current level have been removed.
 
 
 def forward_modes() -> Any:
@@ -49,7 +49,7 @@ def forward_modes() -> Any:
 
 
 def values(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the tensors without the tangents of the present forward mode; None stays None.
+    """Return the tensors without the tangents of the current forward mode; None stays None.
 
     Tensors batched by the vmap of torch.autograd are returned as they are, because torch cannot
     unpack them. That is right, because a forward mode around that vmap has no other one inside.
@@ -139,7 +139,7 @@ def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:
 
 
 def derivatives_wanted() -> bool:
-    """Return whether the present computation may be differentiated."""
+    """Return whether the current computation may be differentiated."""
     return torch.is_grad_enabled() or in_forward_mode() or is_transforming()
 
 

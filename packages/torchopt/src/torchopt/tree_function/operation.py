@@ -37,7 +37,7 @@ class Operation:
             tensors. None: the derivative is that of `reference`.
         form_of: Maps the number of an output to that of an input of the same shape, dtype and
             device. If it is given, `vjp_kernel` accepts None for a cotangent that is zero, and a
-            keyword `needed`, which tells for each of the n inputs whether its cotangent is needed;
+            keyword `needed`, which says for each of the n inputs whether its cotangent is needed;
             the others may be None in the result.
         stand_in_of: For an operation whose derivative depends on no input: maps the number of an
             input to that of an output of the same shape, dtype and device. No input is then saved;

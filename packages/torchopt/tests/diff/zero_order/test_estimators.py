@@ -115,6 +115,19 @@ def test_bias_slopes() -> None:
         assert slope == pytest.approx(order, abs=0.15)
 
 
+@pytest.mark.parametrize("pairs", [1, 2, 3])
+def test_multi_point_is_exact_for_polynomials(pairs: int) -> None:
+    """Up to the degree 2 m, and not beyond."""
+    z, x = torch.ones(1, 1, dtype=F64), torch.tensor([0.7], dtype=F64)
+
+    def error(degree: int) -> float:
+        losses = losses_of(lambda p: (p**degree).sum(-1), multi_point(pairs), z, x, SIGMA)
+        return abs(multi_point(pairs)(losses, z, SIGMA).item() - degree * 0.7 ** (degree - 1))
+
+    assert max(map(error, range(1, 2 * pairs + 1))) < 1e-12
+    assert error(2 * pairs + 1) > 1e-4
+
+
 def test_spsa_inverts_the_directions() -> None:
     z = torch.tensor([[2.0, -0.5]], dtype=F64)
     losses = torch.tensor([[1.0, 0.0]], dtype=F64)

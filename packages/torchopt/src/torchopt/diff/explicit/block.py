@@ -31,7 +31,7 @@ from torchopt.tree_function import apply_sweep
 __all__ = ["HIDDEN", "Block", "call_block", "is_input"]
 
 _SAME = {"AliasBackward0", "ViewBackward0"}
-HIDDEN = "Pass it to the block, or name the blocks without this one, as in blocks=()."
+HIDDEN = "Pass it to the block, or leave this one out of blocks, as in blocks=()."
 
 
 def call_block(
@@ -75,8 +75,8 @@ def _told() -> Iterator[None]:
             raise
         raise NotDifferentiableError(
             "inner_loop: blocks: expected blocks that take gradients by torch.func.grad, got one "
-            "that calls torch.autograd.grad, outside of a graph; name the blocks without this one, "
-            "as in blocks=()."
+            "that calls torch.autograd.grad, outside of a graph; leave it out of blocks, as in "
+            "blocks=()."
         ) from error
 
 

@@ -56,7 +56,7 @@ class FixedPoint:
         velocity: Multiples of the unit, int64.
         momentum: The fraction mu = n / d.
         buffer: One int64 for each entry of the velocities.
-        levels: The number of steps in each buffer put aside, then in the present one.
+        levels: The number of steps in each buffer put aside, then in the current one.
         words: The buffers that were put aside.
         fits: Whether all numbers so far were small enough, a bool tensor.
     """

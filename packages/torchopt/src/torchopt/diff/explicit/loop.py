@@ -141,7 +141,7 @@ class Explicit(Engine):
             )
         if self.keep == "reversible" and (self.execute != "eager" or self.derivative == "forward"):
             raise ValueError(
-                'inner_loop: keep: expected another value than "reversible" for execute='
+                'inner_loop: keep: expected a value other than "reversible" for execute='
                 f"{self.execute!r} and derivative={self.derivative!r}: its steps are integers, run "
                 'eagerly and undone; use "reverse" or "mixed" and execute="eager".'
             )
@@ -302,7 +302,7 @@ def inner_loop(
     To run the loop, call it with the initial parameters and the other arguments of the loss. The
     result can be differentiated with respect to the initial parameters, all floating-point tensors
     of the batch and of the further arguments, and all hyper-parameters that are tensors. Unless the
-    text below says otherwise, all settings give the gradient of the plain unrolled loop and differ
+    text below says otherwise, all settings give the gradient of the unrolled loop and differ
     only in memory and time.
 
     Args:
@@ -340,7 +340,7 @@ def inner_loop(
             and compared; `report` of the returned loop has the results. None: no checks.
         blocks: For `"mixed"`: names of sub-modules whose activations are computed again in the
             backward pass, so only their inputs are kept; () for none. None takes the members of
-            every `nn.ModuleList` and `nn.Sequential` whose members are of one class and have
+            each `nn.ModuleList` and `nn.Sequential` whose members are of one class and have
             parameters of the same names and shapes.
         keep_on: Where states are kept: `"device"`, where the parameters are, or `"host"`, in pinned
             memory of the host, from which they are copied back when they are needed. Tensors on the
@@ -360,8 +360,8 @@ def inner_loop(
 
     Returns:
         A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns an
-        `InnerResult`. Under `torch.func` transforms and forward-mode AD it runs as the plain loop,
-        which keeps everything, whatever `keep` says.
+        `InnerResult`. Under `torch.func` transforms and in forward-mode AD it runs as the unrolled
+        loop, which keeps everything, whatever `keep` says.
 
     Raises:
         CompilerError: In a call with `"compile"`: there is no C++ compiler, or it fails.

@@ -89,8 +89,9 @@ class Moments(dict[int, Any]):
         return replace(found, carry=carry)
 
     def last(self, step: int) -> Moment:
-        """Return the moment before a step; if no other backward pass asks for it, it goes, and so
-        do later ones.
+        """Return the moment before a step.
+
+        If no other backward pass needs it, it is dropped, and so are later ones.
         """
         found = self.at(step)
         if not graph_is_kept():

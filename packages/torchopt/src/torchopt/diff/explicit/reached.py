@@ -38,7 +38,7 @@ PASSED_BY = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodType
 
 
 class Reached:
-    """The present fingerprint of some values, for each call.
+    """The current fingerprint of some values, for each call.
 
     Everything that the last search visited is compared by identity, in loops in C, which takes a
     tenth of the time of a search. If an object has changed, everything is searched again. Several
@@ -53,7 +53,7 @@ class Reached:
         self._last: _Seen | None = None
 
     def now(self) -> Fingerprint:
-        """Return the present fingerprint."""
+        """Return the current fingerprint."""
         last = self._last
         if last is not None and last.is_current():
             return last.fingerprint

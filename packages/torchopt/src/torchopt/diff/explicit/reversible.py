@@ -116,7 +116,10 @@ def _hyper_parameters(optimizer: GradientTransformation) -> tuple[float, Fractio
     ratio = Fraction(mu).limit_denominator(4096)
     eps = 1e-6 if isinstance(trace.momentum, Tensor) else 1e-15
     if not 0 < ratio < 1 or abs(float(ratio) - mu) > eps:
-        raise _unfit(f"a momentum between 0 and 1 of denominator <= 4096, such as 0.9, not {mu}")
+        raise _unfit(
+            "a momentum between 0 and 1 that is a fraction with a denominator of at most 4096, "
+            f"such as 0.9, not {mu}"
+        )
     return -scale.sign * lr, ratio
 
 

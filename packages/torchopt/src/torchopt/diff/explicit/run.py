@@ -191,7 +191,7 @@ class Run:
     def _attached(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
     ) -> tuple[Tensor | None, ...]:
-        """Return the cotangents with a graph, from the plain loop."""
+        """Return the cotangents with a graph, from the unrolled loop."""
         call = self.call
         require_no_differences(call, "a derivative that is not differentiated again")
 

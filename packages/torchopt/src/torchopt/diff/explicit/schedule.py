@@ -58,7 +58,7 @@ def actions(first: int, last: int, snapshots: int) -> Iterator[Action]:
 
     `("advance", t)`: run forward to the state before step t; `("store", t)`: keep this state;
     `("restore", t)`: return to the kept state before step t; `("reverse", t)`: reverse step t from
-    the present state, the one before it; `("free", t)`: drop the kept state. The first state is
+    the current state, the one before it; `("free", t)`: drop the kept state. The first state is
     already kept.
     """
     pending = [(first, last, snapshots)]

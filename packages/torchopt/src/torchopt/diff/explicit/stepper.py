@@ -54,7 +54,7 @@ class Stepper:
         return [x for _, x in captured(self.optimizer, Tensor)]
 
     def reach_with(self, loss: Fingerprint) -> Fingerprint:
-        """Return the present fingerprint of a loss, given alone, and of the optimizer."""
+        """Return the current fingerprint of a loss, given alone, and of the optimizer."""
         own, known = self._reached.now(), self._joined
         if known is None or known[0] is not loss or known[1] is not own:
             self._joined = known = loss, own, join(loss, own)
@@ -113,7 +113,7 @@ class Memory:
         return found
 
     def reach(self, loss: Any, stepper: Stepper) -> Fingerprint:
-        """Return the present fingerprint of the loss and an optimizer."""
+        """Return the current fingerprint of the loss and an optimizer."""
         return stepper.reach_with(self._reached(loss).now())
 
     def is_sealed(self, loss: Any) -> bool:

@@ -205,7 +205,7 @@ def make_trace(
         examples: The arguments to trace it with.
         reach: The functions of the user that it calls.
         words: For messages.
-        states: The present surroundings; buffers of modules are copies, so it may write to them.
+        states: The current surroundings; buffers of modules are copies, so it may write to them.
 
     Raises:
         NotTraceableError: The function reads values on the host, has side effects, draws random

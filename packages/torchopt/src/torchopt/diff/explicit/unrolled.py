@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain loop, which keeps everything: differentiable to any order, in every transform.
+"""The unrolled loop, which keeps everything: differentiable to any order, in every transform.
 
 It is the reference for all other ways of running a loop.
 """

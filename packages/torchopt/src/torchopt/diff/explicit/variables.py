@@ -51,7 +51,7 @@ class Leaves:
         return self.call.optimizer_with(self.tensors)
 
     def optimizer_now(self) -> GradientTransformation:
-        """Return the optimizer with these tensors and the present values of everything else."""
+        """Return the optimizer with these tensors and the current values of everything else."""
         return self.call.optimizer_with(self.tensors) if self._varies else self.optimizer
 
     @functools.cached_property

@@ -127,7 +127,7 @@ class Implicit(Engine):
         certificate: Called with a `GradientReport` for every gradient.
         tasks: As in `torchopt.inner_loop`.
         verify: As in `torchopt.inner_loop`.
-        derivative: How products with the Hessian are computed. `"reverse"`: exactly.
+        derivative: How products with the Hessian are computed. `"reverse"`: by autograd.
             `"differences"`, or a `Differences`: from four, or two, gradients, for losses whose
             operations have no second derivative; then only a first derivative in reverse mode is
             available, without tasks.

@@ -142,7 +142,7 @@ class Call:
             )
 
     def begin(self) -> None:
-        """Record the present surroundings of the function."""
+        """Record the current surroundings of the function."""
         leaves = (self.flat[k] for k, _ in self.slots)
         given = [*leaves, *self.scratch, *(self.constants if self.graph else ())]
         self.state = CallState(self.fn, given, self.constants)

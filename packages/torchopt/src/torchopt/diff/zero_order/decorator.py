@@ -48,13 +48,13 @@ def zero_order(
 
     A backward pass evaluates the function with the buffers, training flags, numbers (counters) and
     random generators that its forward pass found in the arguments and the closure. Afterwards it
-    restores the present ones, so only the forward pass has side effects. If something cannot be
+    restores the current ones, so only the forward pass has side effects. If something cannot be
     restored, the backward pass raises.
 
     Second derivatives (`create_graph=True`) are those of the smoothed function
     E f(theta + sigma z). They are estimated by Stein's identity from the same number of further
-    evaluations, together with the derivative by the cotangent. They need standard normal directions
-    and one of the methods naive, forward, antithetic, central and leave_one_out. Their variance is
+    evaluations, and so is the derivative in the cotangent. They need standard normal directions and
+    one of the methods naive, forward, antithetic, central and leave_one_out. Their variance is
     larger by a factor of about D / sigma^2, where D is the number of entries.
 
     Under `torch.compile` the estimate is not part of the graph: the compiler breaks the graph

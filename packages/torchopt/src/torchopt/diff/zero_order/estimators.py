@@ -2,7 +2,7 @@
 """Estimators: pure functions that compute a gradient from losses and noise.
 
 With directions z_i of mean 0 and covariance I, and losses f(theta + s sigma z_i) at the offsets s
-of the estimator, every estimator here is linear in the directions:
+of the estimator, the estimators here are linear in the directions:
 
     g = 1/N sum_i c_i d(z_i),      d(z) = z  (SPSA: d(z) = 1/z elementwise),
 

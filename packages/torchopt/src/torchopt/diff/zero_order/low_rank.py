@@ -52,7 +52,7 @@ __all__ = ["Factors", "LowRank", "LowRankNoise"]
 class LowRank:
     """Zero-order gradients of a module from low-rank perturbations.
 
-    For a linear loss whose gradient by a weight is G, an antithetic pair of rank r has mean G and
+    For a linear loss with the gradient G for a weight, an antithetic pair of rank r has mean G and
 
         Cov_ij,kl = G_ij G_kl + |G|^2 d_ik d_jl + 2/r ((GG')_ik d_jl + d_ik (G'G)_jl + G_il G_kj),
 

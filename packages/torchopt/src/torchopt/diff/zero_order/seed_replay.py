@@ -145,8 +145,8 @@ def perturbed(
 ) -> Iterator[None]:
     """Set `params` to `params + scale * z` inside the context, and restore every bit on exit.
 
-    They are also restored after an exception. Subtracting the same noise would not restore
-    floating-point numbers exactly, so the values are kept in `backup`, one copy of the parameters
+    They are also restored after an exception. Subtracting the same noise would leave
+    rounding errors, so the values are kept in `backup`, one copy of the parameters
     for any number of directions.
 
     Args:
@@ -206,7 +206,7 @@ def estimate(
     sigma that is too small causes a warning.
 
     Args:
-        closure: Evaluates the loss, 0-dim, with the present parameters.
+        closure: Evaluates the loss, 0-dim, with the current parameters.
         params: Different tensors that share no memory, such as `list(model.parameters())`.
         method: As in `torchopt.diff.zero_order.zero_order`.
         num_samples: N, the number of directions, >= 1.

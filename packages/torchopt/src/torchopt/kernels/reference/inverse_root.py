@@ -101,8 +101,9 @@ def newton_inverse_root(a: Tensor, p: int, steps: int = 50) -> Tensor:
         The roots, `[*batch, n, n]`.
 
     References:
-        N. J. Higham, Functions of Matrices, 2008, equation 7.18; C. Guo, N. J. Higham, A Schur-
-        Newton Method for the Matrix p'th Root and its Inverse, 2006.
+        N. J. Higham, Functions of Matrices, 2008, equation 7.18.
+
+        C. Guo, N. J. Higham, A Schur-Newton Method for the Matrix p'th Root and its Inverse, 2006.
     """
     identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     z = (p + 1) / (2 * (a * a).sum(dim=(-2, -1), keepdim=True).sqrt())

@@ -116,7 +116,7 @@ class FuncOptimizer:
         return stepped
 
     def state_dict(self) -> OptState:
-        """Return the present state. Later steps do not change what was returned."""
+        """Return the current state. Later steps do not change what was returned."""
         return self.optim_state
 
     def load_state_dict(self, state_dict: OptState) -> None:

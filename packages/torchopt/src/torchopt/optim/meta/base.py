@@ -62,7 +62,7 @@ class MetaOptimizer(StateGroups):
             steps to the original parameters, the states and the hyper-parameters.
         detach_every: Detach parameters and states after every `detach_every` steps, so that a
             meta-gradient reaches back over at most that many steps and memory stays bounded.
-            Tensors from before keep their graph. None: never.
+            Tensors from before keep their graph. None: they are not detached.
 
     Attributes:
         impl: The gradient transformation of the first module.
@@ -127,7 +127,7 @@ class MetaOptimizer(StateGroups):
         """Replace the parameters of the modules by the parameters after one step on `loss`.
 
         Args:
-            loss: 0-dim tensor computed from the modules' present parameters.
+            loss: 0-dim tensor computed from the modules' current parameters.
 
         Raises:
             TypeError: `loss` is not a tensor.
@@ -201,7 +201,7 @@ class MetaOptimizer(StateGroups):
         return present, *next_params(impl, params, grads, state)
 
     def _cut(self, slots: Sequence[Slot]) -> None:
-        """Replace the present parameters and states by leaves."""
+        """Replace the current parameters and states by leaves."""
         self._steps_since_cut = 0
         for slot in slots:
             p = slot.get()
