@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from optimizers import ROWS, SMOOTH, hypers_of, with_hypers
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchopt
 from torchopt.pytree import tree_flatten, tree_unflatten
@@ -80,3 +83,44 @@ def test_states(case: str) -> None:
     assert torch.autograd.gradcheck(function, values)
     if case != "shampoo":
         assert torch.autograd.gradgradcheck(function, values, atol=1e-4)
+
+
+class Copies(TorchDispatchMode):
+    """Records the operations that take a tensor from the CPU to another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in (*args, *(kwargs or {}).values()) if isinstance(x, Tensor)]
+        if isinstance(out, Tensor) and not out.is_cpu and any(x.is_cpu for x in tensors):
+            self.found.append(str(func))
+        return out
+
+
+def without_copies(make: Any) -> Any:
+    """Return a function like `torch.tensor` that refuses to place a number on a device."""
+
+    def made(x: Any, *rest: Any, **options: Any) -> Tensor:
+        assert isinstance(x, Tensor) or options.get("device") is None
+        return make(x, *rest, **options)
+
+    return made
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_numbers_are_not_copied_to_the_device_in_each_step(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy from the host would wait for the device."""
+    optimizer = ROWS[name].functional(**ROWS[name].settings[-1])
+    p = {key: x.to("meta") for key, x in params().items()}
+    grads = {key: x.to("meta") for key, x in gradients(0).items()}
+    _, state = optimizer.update(grads, optimizer.init(p), params=p, inplace=False)
+    for maker in ("as_tensor", "tensor"):  # modes do not see the copies that these make
+        monkeypatch.setattr(torch, maker, without_copies(getattr(torch, maker)))
+    with Copies() as copies:
+        optimizer.update(grads, state, params=p, inplace=False)
+    assert copies.found == []

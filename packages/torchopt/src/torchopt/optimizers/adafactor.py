@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels import native
-from torchopt.kernels.reference.formulas import root
+from torchopt.kernels.reference.formulas import in_double, root
 from torchopt.kernels.stacks import in_rows
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
 from torchopt.transform.base import LeafRule, transformation_of
@@ -124,7 +124,7 @@ class ScaleByFactoredRms(LeafRule):
         """Return the weight of a new square, and the relative step size with its sign."""
         lr, most = self.lr, k**-0.5
         if isinstance(k, Tensor):
-            lr = torch.minimum(torch.as_tensor(lr, dtype=k.dtype, device=k.device), most)
+            lr = torch.minimum(in_double(lr, k), most)
         else:
             lr = min(lr, most)
         return k**self.beta2_decay, self.sign * lr

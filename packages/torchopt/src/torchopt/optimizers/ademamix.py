@@ -11,7 +11,12 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
-from torchopt.kernels.reference.formulas import bias_correction, divide_by_root, moving_average
+from torchopt.kernels.reference.formulas import (
+    bias_correction,
+    divide_by_root,
+    in_double,
+    moving_average,
+)
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
@@ -49,9 +54,7 @@ class Ademamix(Rule):
         if are_numbers(self.warmup_steps) and self.warmup_steps == 0:
             return (*corrections, self.alpha, self.b3)
         done = (k.to(torch.float64) / self.warmup_steps).clamp(max=1.0)
-        start, end = (
-            torch.as_tensor(b, dtype=torch.float64, device=k.device) for b in (self.b1, self.b3)
-        )
+        start, end = in_double(self.b1, k), in_double(self.b3, k)
         # The half-life of the average grows linearly.
         decay = torch.exp(1 / ((1 - done) / torch.log(start) + done / torch.log(end)))
         decay = torch.where(done < 1, torch.minimum(decay, end), end)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.kernels.reference.formulas import moving_average, root
+from torchopt.kernels.reference.formulas import in_double, moving_average, root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
@@ -43,7 +43,7 @@ class ADOPT(Rule):
 
         The first step uses no quotient. There eps is 1, so that none is infinite.
         """
-        first, eps = k == 1, torch.as_tensor(self.eps, dtype=torch.float64, device=k.device)
+        first, eps = k == 1, in_double(self.eps, k)
         return first, torch.pow((k - 1).to(torch.float64), 0.25), torch.where(first, 1.0, eps)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:

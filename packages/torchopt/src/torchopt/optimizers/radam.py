@@ -11,7 +11,12 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.kernels.reference.formulas import bias_correction, divide_by_root, moving_average
+from torchopt.kernels.reference.formulas import (
+    bias_correction,
+    divide_by_root,
+    in_double,
+    moving_average,
+)
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
@@ -39,7 +44,7 @@ def rectification(b2: Hyper, k: Tensor, least: int) -> tuple[Tensor, Tensor, Ten
     """Return whether the variance is rectified in step k, where rho > `least`, the factor r there,
     and 1 - b2^k.
     """
-    b2 = torch.as_tensor(b2, dtype=torch.float64, device=k.device)
+    b2 = in_double(b2, k)
     correction = bias_correction(b2, k)
     rho_inf = 2 / (1 - b2) - 1
     rho = rho_inf - 2 * k.to(torch.float64) * torch.pow(b2, k) / correction

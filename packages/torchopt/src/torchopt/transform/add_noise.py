@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchopt.kernels.reference.formulas import in_double
 from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.validate import Hyper, at_least_zero
@@ -42,9 +43,8 @@ class AddNoise(LeafRule):
         counts = increment(state.count)
         updates = []
         for g, count in zip(grads, counts):
-            eta = torch.as_tensor(self.eta, dtype=torch.float64, device=g.device)
-            deviation = (eta * torch.pow(count.to(torch.float64), -self.gamma)).sqrt()
-            updates.append(g + deviation.to(g.dtype) * self._normal(g))
+            variance = in_double(self.eta, g) * torch.pow(count.to(torch.float64), -self.gamma)
+            updates.append(g + variance.sqrt().to(g.dtype) * self._normal(g))
         return updates, AddNoiseState(count=counts)
 
     def _normal(self, g: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-__all__ = ["bias_correction", "divide_by_root", "moving_average", "root", "sign"]
+__all__ = ["bias_correction", "divide_by_root", "in_double", "moving_average", "root", "sign"]
 
 
 def moving_average(average: Tensor, value: Tensor, decay: float | Tensor) -> Tensor:
@@ -33,8 +33,17 @@ def bias_correction(
 
     The power is taken in float64: in float32, 1 - 0.999 has a relative error of 1e-5.
     """
-    power = torch.pow(torch.as_tensor(decay, dtype=torch.float64, device=count.device), count)
-    return (1 - power).to(dtype)
+    return (1 - torch.pow(in_double(decay, count), count)).to(dtype)
+
+
+def in_double(value: float | Tensor, like: Tensor) -> Tensor:
+    """Return a hyper-parameter in float64 on the device of `like`.
+
+    A number is filled in there: a copy from the host would wait for the device.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.to(device=like.device, dtype=torch.float64)
+    return torch.full((), value, dtype=torch.float64, device=like.device)
 
 
 def divide_by_root(numerator: Tensor, radicand: Tensor, eps: float | Tensor) -> Tensor:
