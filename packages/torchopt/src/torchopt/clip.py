@@ -67,6 +67,8 @@ def _total_norm(grads: list[Tensor], order: float) -> tuple[Tensor | float, Tens
         total: Tensor = torch.linalg.vector_norm(torch.stack(norms), order)
         return total
 
+    if order == 0:  # a count, which does not grow with the gradients
+        return 1.0, norm(grads)
     if device.type == "cpu" and not is_transforming() and not is_traced():
         total = norm(grads)
         if SMALL < float(total.detach()) < math.inf:

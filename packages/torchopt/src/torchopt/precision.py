@@ -23,6 +23,7 @@ __all__ = [
     "dense",
     "is_narrow",
     "is_special",
+    "stored",
     "widened",
     "without_autocast",
 ]
@@ -60,6 +61,11 @@ def widened(x: Any) -> Any:
 def dense(x: Any) -> Any:
     """Return a sparse tensor as a dense one, and any other value unchanged."""
     return x.to_dense() if isinstance(x, Tensor) and x.layout is not torch.strided else x
+
+
+def stored(x: Tensor) -> Tensor:
+    """Return the elements of a tensor that are in memory: all, or those of a sparse tensor."""
+    return x.coalesce().values() if x.is_sparse else dense(x)
 
 
 def as_computed(x: Any, *, pairs: bool = True, widen: bool = True) -> Any:

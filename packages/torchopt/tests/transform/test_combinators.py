@@ -201,6 +201,22 @@ def test_steps_that_are_not_finite_are_skipped() -> None:
         optimizer.update(bad, state, params=params, inplace=False)
 
 
+def test_finite_sparse_gradients_are_read_as_they_are_stored() -> None:
+    indices = torch.tensor([[1, 1, 2**40], [0, 0, 1]])  # of a tensor too large to be dense
+    values = torch.tensor([1.0, 2.0, 3.0])
+    optimizer = apply_if_finite(torchopt.transform.scale(-1.0))
+    state = optimizer.init(())
+    for bad in (1.0, math.nan, -math.inf):
+        given = indices, values * bad, (2**50, 2)
+        whole = torch.sparse_coo_tensor(*given, check_invariants=False)
+        updates, state = optimizer.update((whole,), state)
+        if math.isfinite(bad):
+            assert torch.equal(updates[0].coalesce().values(), torch.tensor([-3.0, -3.0]))
+        else:
+            assert updates == (None,)
+    assert (state.failures, state.total) == (2, 2)
+
+
 def test_injected_hyper_parameters_are_learnable() -> None:
     make = inject_hyperparams(torchopt.adam)
     params, grads = tree()["head"], tree()["head"]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from optimizers import ROWS
+from torch import nn
 
 import torchopt
 from torchopt.base import EmptyState, identity
@@ -115,7 +116,7 @@ def test_bad_masks_are_refused() -> None:
 
 def test_clipping_scales_to_the_norm() -> None:
     grads = {"a": torch.tensor([3.0]), "b": None, "c": torch.tensor([[-4.0]])}
-    for norm_type, norm in ((2.0, 5.0), (1.0, 7.0), (math.inf, 4.0), ("inf", 4.0)):
+    for norm_type, norm in ((2.0, 5.0), (1.0, 7.0), (0.0, 2.0), (math.inf, 4.0), ("inf", 4.0)):
         clip = torchopt.clip_grad_norm(1.0, norm_type)
         updates, _ = clip.update(grads, clip.init(grads))
         torch.testing.assert_close(updates["a"], torch.tensor([3.0 / (norm + 1e-6)]))
@@ -128,11 +129,25 @@ def test_clipping_scales_to_the_norm() -> None:
         strict.update([torch.tensor(float("nan"))], EmptyState())
 
 
-def test_clipping_works_under_vmap() -> None:
-    clip = torchopt.clip_grad_norm(1.0)
-    batch = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
-    got = torch.func.vmap(lambda g: clip.update(g, EmptyState(), inplace=False)[0])(batch)
-    torch.testing.assert_close(got, torch.tensor([[0.6, 0.8], [0.3, 0.4]]), rtol=1e-5, atol=0)
+@pytest.mark.parametrize("norm_type", [0.0, -1.0, 0.5, 1.0, 2.0, 3.0, math.inf])
+def test_clipping_works_under_vmap(norm_type: float) -> None:
+    clip = torchopt.clip_grad_norm(1.0, norm_type)
+    batch = {
+        "a": torch.tensor([[3.0, 4.0], [0.3, 0.4], [-700.0, 0.0]]),
+        "b": torch.tensor([[-5.0], [0.02], [90.0]]),
+    }
+
+    def clipped(grads: Any) -> Any:
+        return clip.update(grads, EmptyState(), inplace=False)[0]
+
+    got = torch.func.vmap(clipped)(batch)
+    for i in range(3):
+        leaves = [nn.Parameter(torch.zeros_like(x[i])) for x in batch.values()]
+        for leaf, x in zip(leaves, batch.values()):
+            leaf.grad = x[i].clone()
+        nn.utils.clip_grad_norm_(leaves, 1.0, norm_type)
+        for x, leaf in zip(got.values(), leaves):
+            torch.testing.assert_close(x[i], leaf.grad, rtol=1e-5, atol=0)
 
 
 def test_hooks_are_on_the_gradients() -> None:

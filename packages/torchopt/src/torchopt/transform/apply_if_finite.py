@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
-from torchopt.precision import dense
+from torchopt.precision import stored
 from torchopt.tree import tree_leaves, tree_map
 
 __all__ = ["ApplyIfFiniteState", "apply_if_finite"]
@@ -35,8 +35,8 @@ class ApplyIfFinite(Wrapper):
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step, or leave parameters and state unchanged."""
-        known = [dense(g.detach()) for g in tree_leaves(updates) if not g.is_meta]
-        finite = [torch.isfinite(g).all() for g in known]
+        known = [g.detach() for g in tree_leaves(updates) if not g.is_meta]
+        finite = [torch.isfinite(stored(g)).all() for g in known]
         if not finite or bool(torch.stack([f.to(finite[0].device) for f in finite]).all()):
             stepped, inner_state = self.inner.update(
                 updates, state.inner_state, params=params, inplace=inplace

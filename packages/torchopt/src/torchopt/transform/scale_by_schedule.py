@@ -66,7 +66,8 @@ def scale_by_schedule(step_size_fn: Schedule) -> LeafRule:
 
     Args:
         step_size_fn: Maps the number of previous updates of a leaf, a 0-dim int64 tensor, to a
-            number or a 0-dim tensor, which is differentiated.
+            number or a 0-dim tensor, which is differentiated. An integer tensor is divided in
+            torch's default dtype: `1 / (1 + count.double())` has the digits of float64.
 
     Example:
         >>> import torch
