@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -146,9 +147,15 @@ def _require_tensors(
 
 
 def share_memory(tensors: list[Tensor]) -> bool:
-    """Return whether two tensors start at the same address, where kernels for lists would race."""
-    addresses = [x.data_ptr() for x in tensors if x.numel()]
-    return len(set(addresses)) != len(addresses)
+    """Return whether the memory of two tensors overlaps, where kernels for lists would race."""
+    spans = sorted(_span(x) for x in tensors if x.numel())
+    return any(end > start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """Return the address of the first element of a dense tensor, and that after the last."""
+    last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride()))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
 def _are_one_call(params: list[Tensor], updates: list[Tensor]) -> bool:

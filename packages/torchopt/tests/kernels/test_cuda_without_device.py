@@ -59,7 +59,11 @@ def test_a_captured_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         refuse_capture(torch.device("cuda", 0))
 
 
-def test_tensors_with_the_same_address_are_found() -> None:
+def test_tensors_with_common_memory_are_found() -> None:
     a, b = torch.ones(3), torch.ones(3)
     assert share_memory([a, b, a.view(3)])
+    whole = torch.ones(4, 4)
+    assert share_memory([whole[:3], a, whole[2:]])
+    assert share_memory([whole[1], whole])
+    assert not share_memory([whole[2:], whole[0], whole[1]])
     assert not share_memory([a, b, torch.ones(0), torch.ones(0)])

@@ -178,7 +178,8 @@ def refuse_count(count: Tensor, like: Tensor) -> KernelUnavailableError | None:
     """Return why no kernel reads the number of a step from `count` for a tensor, None where one
     does: it would take other bytes for a number.
     """
-    if count.dtype == torch.int64 and count.dim() == 0 and count.device == like.device:
+    whole = count.dtype == torch.int64 and count.dim() == 0 and not count.is_neg()
+    if whole and count.device == like.device:
         return None
     return unavailable(
         f"it reads steps as 0-dim int64 tensors on {like.device}, got {tuple(count.shape)} "

@@ -160,7 +160,7 @@ def attempt(
         outputs = fused.reference(*flat)  # a compiler fuses the reference implementation itself
     elif fused.num_tensor_hypers or any_watched(flat):
         outputs = fused.differentiable(flat)
-    elif inplace and all(x.is_contiguous() and not x.is_neg() and is_writable(x) for x in old):
+    elif inplace and all(map(is_writable, old)) and _C.are_disjoint(old):
         with torch.no_grad():
             return fused.write(flat, states), list(map(list, states))
     else:
