@@ -104,6 +104,48 @@ def test_iterations_without_a_derivative_are_refused():
         solver(lambda x, theta: x**3 - theta, torch.zeros((), dtype=torch.float64), theta)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_solution_whose_derivative_is_not_wanted_needs_no_graph(case):
+    kind, function, options = CASES[case]
+    solver = kind(tol=1e-10, on_fail="ignore", adjoint=Explicit(), **options)
+    start, exact = torch.zeros(3, dtype=torch.float64), torch.linalg.solve(H, THETA)
+    torch.testing.assert_close(solver(function, start, THETA), exact)
+    with torch.no_grad():
+        found = solver(function, start, THETA.clone().requires_grad_())
+    torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_inside_a_transform_that_differentiates_it_is_refused(case):
+    kind, function, options = CASES[case]
+    solver = kind(tol=1e-10, on_fail="ignore", **options)
+    start = torch.zeros(3, dtype=torch.float64)
+
+    def nested(x, tree):
+        return function(x, tree["theta"])
+
+    def argument(theta):
+        return solver.run(nested, start, {"theta": theta}).value @ C
+
+    def hidden(theta):
+        return solver.run(lambda x: function(x, theta), start).value @ C
+
+    match = rf"{kind.__name__}.run: expected tensors without a derivative"
+    for run in (argument, hidden):
+        with pytest.raises(NotDifferentiableError, match=match):
+            torch.func.grad(run)(THETA)
+        with pytest.raises(NotDifferentiableError, match=match):
+            torch.func.vmap(torch.func.grad(run))(THETA[None])
+        with pytest.raises(NotDifferentiableError, match=match):
+            torch.func.jvp(run, (THETA,), (C,))
+    batch = torch.func.vmap(lambda theta: solver.run(function, start, theta).value)(THETA[None])
+    torch.testing.assert_close(batch[0], torch.linalg.solve(H, THETA))
+    scaled = torch.func.grad(lambda s: s * (solver.run(function, start, THETA).value @ C))
+    torch.testing.assert_close(scaled(torch.tensor(2.0).double()), EXACT @ THETA)
+    kept = torch.func.grad(lambda theta: theta @ solver.run(function, start, theta.detach()).value)
+    torch.testing.assert_close(kept(THETA), torch.linalg.solve(H, THETA))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

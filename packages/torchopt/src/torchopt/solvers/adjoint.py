@@ -9,15 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.diff.closure import captured
 from torchopt.diff.explicit.loop import Explicit
 from torchopt.diff.implicit.inner import Implicit
 from torchopt.diff.zero_order.engine import ZeroOrder
 from torchopt.diff.zero_order.inner import sampled
 from torchopt.errors import NotDifferentiableError
+from torchopt.torch_internals import has_tangent, in_forward_mode
 from torchopt.tree import tree_leaves
-from torchopt.tree_function import is_differentiated
+from torchopt.tree_function import (
+    below_transforms,
+    derivatives_wanted,
+    is_differentiated,
+    is_transforming,
+)
 
-__all__ = ["by_another_engine", "require_adjoint"]
+__all__ = ["by_another_engine", "require_adjoint", "require_constants"]
 
 
 def require_adjoint(adjoint: Any, linear_solve: Any) -> None:
@@ -66,10 +73,30 @@ def by_another_engine(
         solution, _ = sampled(solver.adjoint, lambda x: (run(x, False).value, None), chosen)
         return solution
     solution = run(chosen, torch.is_grad_enabled()).value
-    if not any(map(is_differentiated, tree_leaves(solution))):
+    wanted = derivatives_wanted() and any(map(is_differentiated, chosen))
+    if wanted and not any(map(is_differentiated, tree_leaves(solution))):
         raise NotDifferentiableError(
             f"{type(solver).__name__}: adjoint=Explicit(): expected iterations that depend on the "
             "arguments by differentiable operations, got a solution without a graph; its gradient "
             "would be zero. Use adjoint=None, which differentiates the equation."
         )
     return solution
+
+
+def require_constants(reached: Any, solver: str) -> None:
+    """Raise if a transform or forward mode differentiates a tensor that a run without derivatives
+    reaches.
+
+    Raises:
+        NotDifferentiableError: There is such a tensor.
+    """
+    if not (is_transforming() or in_forward_mode()):
+        return
+    for name, x in captured(reached, Tensor):
+        if is_differentiated(x, 1) or has_tangent(below_transforms(x)):
+            raise NotDifferentiableError(
+                f"{solver}.run: expected tensors without a derivative, got {name}, which "
+                "torch.func or forward mode differentiates: run() has no derivatives, so that they "
+                f"would silently be zero. Call {solver}()(function, start, *args) for them, or "
+                "detach the tensor."
+            )

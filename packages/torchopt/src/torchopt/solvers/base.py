@@ -25,7 +25,7 @@ from torchopt.linear_solve.iterate import iterate, norm
 from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.result import refuse_function
 from torchopt.shown import Described
-from torchopt.solvers.adjoint import by_another_engine, require_adjoint
+from torchopt.solvers.adjoint import by_another_engine, require_adjoint, require_constants
 from torchopt.torch_internals import without_saved_tensor_hooks
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import (
@@ -220,9 +220,12 @@ class Solver(Described, ABC):
         """Return the solution with its status, without derivatives.
 
         Raises:
+            NotDifferentiableError: The function depends on a tensor that a transform of torch.func,
+                or forward mode, differentiates, since its derivative would be zero.
             SolverError: The solve failed and `on_fail` is "raise".
             TypeError: The start is not a tree of floating-point tensors.
         """
+        require_constants((function, args), type(self).__name__)
         return self._run(function, start, args, keep_graph=False)
 
     def _run(
@@ -284,7 +287,7 @@ class Solver(Described, ABC):
             known: Any = tree_map(_plain, (chosen, others))
             self._require_no_closure(function, start, filled(*known))
         if not chosen and not is_transforming():
-            return self.run(function, start, *args).value
+            return self._run(function, start, args, keep_graph=False).value
 
         if self.adjoint is not None and not isinstance(self.adjoint, Implicit):
             return by_another_engine(
@@ -295,7 +298,8 @@ class Solver(Described, ABC):
             return self._with(tensors).optimality(function)(x, *filled(chosen, others))
 
         def solve(start: Any, chosen: Any, others: Any, tensors: Any) -> Any:
-            return self._with(tensors).run(function, start, *filled(chosen, others)).value
+            solver = self._with(tensors)
+            return solver._run(function, start, filled(chosen, others), keep_graph=False).value
 
         engine = (self.adjoint or Implicit(solve=self.linear_solve, on_fail="ignore")).rule(
             optimality,
