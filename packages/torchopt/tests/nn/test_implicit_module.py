@@ -310,7 +310,8 @@ def test_swap_state_and_reparametrize():
     assert net[0].weight is old
     assert net[1].running_mean == 0
     with pytest.raises(KeyError, match="nothing"):
-        swap_state(net, {"nothing": new})
+        swap_state(net, {"0.weight": new, "nothing": new})
+    assert net[0].weight is old
     with reparametrize(net, {"0.weight": new}):
         assert net[0].weight is new
     assert net[0].weight is old

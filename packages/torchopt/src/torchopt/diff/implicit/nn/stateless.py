@@ -30,10 +30,18 @@ def swap_state(
         The previous tensors by name; pass them to `swap_state` to restore them.
 
     Raises:
-        KeyError: A name is unknown and `allow_missing` is False.
+        KeyError: A name is unknown and `allow_missing` is False; then the module is as it was.
     """
     items = named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors
-    return {name: replace(module, name, tensor, allow_missing) for name, tensor in items}
+    before: dict[str, Any] = {}
+    try:
+        for name, tensor in items:
+            before[name] = replace(module, name, tensor, allow_missing)
+    except BaseException:
+        for name, tensor in before.items():
+            replace(module, name, tensor, allow_missing)
+        raise
+    return before
 
 
 @contextmanager
