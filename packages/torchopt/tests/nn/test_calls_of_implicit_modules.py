@@ -263,16 +263,105 @@ def test_a_copy_is_an_independent_module(by, solved):
         torch.testing.assert_close(torch.autograd.grad(module.w.sum(), mu)[0], got[0])
 
 
-def test_solved_modules_are_released():
+@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize("cls", [Shrunk])
+def test_solved_modules_are_released(cls, backward):
     refs = []
     for _ in range(3):
-        module = Shrunk(leaf(1.0))
+        module = cls(leaf(1.0))
         for _ in range(2):
-            module.solve(leaf(1.0)).w.sum().backward()
+            w = module.solve(leaf(1.0)).w.sum()
+            if backward:
+                w.backward()
+        del w
         refs.append(weakref.ref(module))
         del module
     gc.collect()
     assert not any(ref() for ref in refs)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_solve_without_derivatives_leaves_the_parameters_trainable(mode, first):
+    mu, lam = leaf(1.0), leaf(1.0)
+    module = Shrunk(mu)
+    if first:
+        module.solve(lam)
+    with mode():
+        assert module.solve(leaf(3.0)) is module
+    assert module.w.is_leaf
+    assert module.w.requires_grad
+    assert [k for k, _ in module.named_parameters()] == ["w"]
+    torch.testing.assert_close(module.w.detach(), torch.full((3,), 0.25, dtype=D))
+    got = torch.autograd.grad(module.solve(lam).w.sum(), (mu, lam))
+    torch.testing.assert_close(got, (leaf(1.5).detach(), leaf(-0.75).detach()))
+
+
+def test_a_solve_with_frozen_meta_parameters_leaves_the_parameters_trainable():
+    mu, lam = leaf(1.0), torch.tensor(1.0, dtype=D)
+    module = Shrunk(mu)
+    mu.requires_grad_(False)
+    module.solve(lam)
+    assert module.w.requires_grad
+    mu.requires_grad_(True)
+    got = torch.autograd.grad(module.solve(lam).w.sum(), mu)
+    torch.testing.assert_close(got, (leaf(1.5).detach(),))
+
+
+def test_parameters_that_solve_returns_are_those_of_the_solution():
+    class Returns(Shrunk):
+        def solve(self, lam):
+            super().solve(lam)
+            return {"w": self.w, "loss": self.w.sum(), "count": 3, "none": None}
+
+    mu, lam = leaf(1.0), leaf(1.0)
+    module = Returns(mu)
+    for _ in range(2):
+        found = module.solve(lam)
+        assert found["w"] is module.w
+        assert (found["count"], found["none"]) == (3, None)
+        assert not found["loss"].requires_grad
+        got = torch.autograd.grad(found["w"].sum(), (mu, lam))
+        torch.testing.assert_close(got, (leaf(1.5).detach(), leaf(-0.75).detach()))
+
+
+def test_a_buffer_that_is_computed_stays_a_buffer():
+    class Averaged(Shrunk):
+        def __init__(self, mu):
+            super().__init__(mu)
+            self.register_buffer("mean", torch.zeros((), dtype=D))
+
+        def objective(self, lam):
+            self.mean = 0.5 * self.mean + 0.5 * self.w.mean()
+            return super().objective(lam)
+
+        def solve(self, lam):
+            with torch.enable_grad():
+                self.objective(lam)
+            return super().solve(lam)
+
+    mu, lam = leaf(1.0), leaf(1.0)
+    module = Averaged(mu)
+    got = torch.autograd.grad(module.solve(lam).w.sum(), (mu, lam))
+    assert [k for k, _ in module.named_parameters()] == ["w"]
+    assert [k for k, _ in module.named_buffers()] == ["mean"]
+    torch.testing.assert_close(got, (leaf(1.5).detach(), leaf(-0.75).detach()))
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3, dtype=D), 3.0])
+def test_a_parameter_is_not_replaced_by_a_constant(value):
+    class Assigns(Shrunk):
+        def solve(self, lam):
+            with torch.no_grad():
+                self.w = value
+            return self
+
+    mu, lam = leaf(1.0), leaf(1.0)
+    module = Assigns(mu)
+    with pytest.raises(TypeError, match=r"as parameter 'w': expected .* self.w.copy_\(value\)"):
+        module.solve(lam)
+    assert [k for k, _ in module.named_parameters()] == ["w"]
+    assert module.w.requires_grad
 
 
 class Normalized(ImplicitMetaGradientModule):

@@ -127,6 +127,12 @@ class MetaGradientModule(nn.Module):
             next(found for found in containers if name in found)[name] = None
         elif isinstance(value, Tensor) and name in self.__dict__.get("_buffers", {}):
             self._buffers[name] = value
+        elif name in self.__dict__.get("_parameters", {}):
+            raise TypeError(
+                f"cannot assign '{torch.typename(value)}' as parameter '{name}': expected a tensor "
+                f"that requires a gradient, or None; write self.{name}.copy_(value) under "
+                "torch.no_grad(), or delete the parameter first"
+            )
         else:
             self._forget(name)
             object.__setattr__(self, name, value)
@@ -143,13 +149,17 @@ class MetaGradientModule(nn.Module):
         return sorted({*names, *self._meta_parameters, *self._meta_modules})
 
     def _is_kept(self, name: str, value: Tensor) -> bool:
-        """Return whether `value` is an activation that the module keeps under a name of its own.
+        """Return whether `value` is an activation that the module keeps, or a computed buffer.
 
-        Only after the constructor, which may compute parameters.
+        Activations have a name of their own, and come after the constructor, which may compute
+        parameters.
         """
+        if value.is_leaf or id(value) in self._meta_inputs:
+            return False
+        if name in self.__dict__.get("_buffers", {}):
+            return True
         named = any(name in found for found in self._containers())
-        computed = not (value.is_leaf or named or id(value) in self._meta_inputs)
-        return computed and "_is_made" in self.__dict__
+        return not named and "_is_made" in self.__dict__
 
     def _containers(self) -> list[dict[str, Any]]:
         names = ("_parameters", "_modules", "_buffers", "_meta_parameters", "_meta_modules")

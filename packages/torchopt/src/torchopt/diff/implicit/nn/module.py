@@ -21,8 +21,8 @@ from torchopt.linear_solve.auto import Auto
 from torchopt.params.lineage import descend
 from torchopt.params.load import start_from_what_is_loaded
 from torchopt.params.swap import places_of
-from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
-from torchopt.tree_function import is_differentiated, uncompiled
+from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
+from torchopt.tree_function import is_differentiated, is_tracked, uncompiled
 from torchopt.typing import LinearSolver
 
 __all__ = [
@@ -128,7 +128,11 @@ class ImplicitMetaGradientModule(MetaGradientModule, metaclass=abc.ABCMeta):
 
     @abc.abstractmethod
     def solve(self, *inputs: Any, **kwargs: Any) -> Any:
-        """Change the parameters until they solve the inner problem; usually return self."""
+        """Change the parameters until they solve the inner problem; usually return self.
+
+        Parameters in the returned tree become those of the solution; its other tensors are
+        constants.
+        """
         raise NotImplementedError
 
     def optimality(self, *inputs: Any, **kwargs: Any) -> Any:
@@ -257,6 +261,8 @@ def _solve(
     leaves = {name: _leaf(module, name, param) for name, param in named.items()}
     frozen = {k: p for k, p in module.named_parameters() if k not in named}
 
+    returned: dict[int, int | None] = {}  # which leaves of the value are parameters
+
     def everywhere(tensors: Iterable[Any]) -> dict[str, Any]:
         return _everywhere(module, names, tensors)
 
@@ -269,6 +275,8 @@ def _solve(
         with reparametrize(module, meta_everywhere(theta[0])):
             value = user_solve(module, *inputs, **kwargs)
         current = dict(module.named_parameters(remove_duplicate=False))
+        places = {id(current[name]): i for i, name in enumerate(names)}
+        returned.update({k: places.get(id(x)) for k, x in enumerate(tree_leaves(value))})
         return tuple(current[name] for name in names), value
 
     def optimality_fn(x: Any, theta: Any, others: Any) -> Any:
@@ -304,11 +312,23 @@ def _solve(
     finally:
         object.__delattr__(module, "_unknown_names")
     object.__setattr__(module, "_solver_leaves", leaves)
+    differentiable = any(map(is_tracked, solution))
+    if not differentiable:
+        solution = _kept(leaves.values(), solution)
     swap_state(module, everywhere(solution))
-    start_from_what_is_loaded(module.modules())
-    for name, x in zip(names, solution):
-        descend(leaves[name], x, places_of(module, name))
-    return value
+    if differentiable:
+        start_from_what_is_loaded(module.modules())
+        for name, x in zip(names, solution):
+            descend(leaves[name], x, places_of(module, name))
+    parts, spec = tree_flatten(value)
+    places = (returned.get(k) for k in range(len(parts)))
+    return tree_unflatten(spec, [x if i is None else solution[i] for x, i in zip(parts, places)])
+
+
+@torch.no_grad()
+def _kept(leaves: Iterable[Tensor], solution: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Return the parameters with the values of a solution, which has no derivative."""
+    return tuple(leaf.copy_(x) for leaf, x in zip(leaves, solution))
 
 
 def enable_implicit_gradients(
