@@ -350,3 +350,13 @@ def test_sharpness_aware_steps_bring_back_what_has_no_second_gradient() -> None:
     down, state = optimizer.update({"a": torch.tensor([2.0]), "b": None}, state)
     torch.testing.assert_close([down["a"], down["b"]], [torch.tensor([-1.6]), torch.tensor([-0.8])])
     assert not state.climbed
+
+
+def test_codes_do_not_depend_on_the_default_device_of_their_first_use() -> None:
+    code_values.cache_clear()
+    optimizer = in_8_bits(torchopt.adam(0.1), min_size=1)
+    with torch.device("meta"):
+        optimizer.init(torch.zeros(5))
+    params = torch.zeros(5)
+    update, _ = optimizer.update(torch.ones(5), optimizer.init(params))
+    torch.testing.assert_close(update, torch.full((5,), -0.1))

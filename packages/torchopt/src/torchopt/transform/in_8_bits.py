@@ -30,19 +30,20 @@ class Quantized(NamedTuple):
 
 
 @functools.cache
-def code_values() -> Tensor:
-    """Return the 256 values in [-1, 1] of the codes, in increasing order.
+def code_values(device: Any = "cpu") -> Tensor:
+    """Return the 256 values in [-1, 1] of the codes, in increasing order, on a device.
 
     For each sign there are 2^(7-i) evenly spaced values from 10^-i to 10^(1-i), so that larger
     values are more accurate.
     """
     positive = []
     for i in range(7):
-        ends = torch.linspace(0.1, 1.0, 2**i + 1, dtype=torch.float64)
+        # Without a device it would be the default one of the first caller, such as meta.
+        ends = torch.linspace(0.1, 1.0, 2**i + 1, dtype=torch.float64, device="cpu")
         positive.append((ends[:-1] + ends[1:]) / 2 * 10.0 ** (i - 6))
     values = torch.cat(positive)
     zero, one = values.new_zeros(1), values.new_ones(1)
-    return torch.cat([-values, zero, values, one]).sort().values.to(torch.float32)
+    return torch.cat([-values, zero, values, one]).sort().values.to(device, torch.float32)
 
 
 def _blocks(x: Tensor, size: int) -> Tensor:
@@ -55,7 +56,7 @@ def quantize(x: Tensor, block_size: int) -> Quantized:
     blocks = _blocks(x, block_size)
     scales = blocks.abs().amax(dim=1)
     unit = blocks / torch.where(scales > 0, scales, 1.0)[:, None]
-    values = code_values().to(x.device)
+    values = code_values(x.device)
     codes = torch.bucketize(unit, (values[1:] + values[:-1]) / 2).to(torch.uint8)
     flat = codes.reshape(-1)[: x.numel()]
     return Quantized(flat.reshape(x.shape), scales, x.detach().new_empty(0))
@@ -63,7 +64,7 @@ def quantize(x: Tensor, block_size: int) -> Quantized:
 
 def dequantize(q: Quantized, block_size: int) -> Tensor:
     """Return the tensor whose codes are `q`."""
-    values = code_values().to(q.codes.device)[q.codes.reshape(-1).long()]
+    values = code_values(q.codes.device)[q.codes.reshape(-1).long()]
     scaled = _blocks(values, block_size) * q.scales[:, None]
     return scaled.reshape(-1)[: q.codes.numel()].reshape(q.codes.shape).to(q.empty.dtype)
 
