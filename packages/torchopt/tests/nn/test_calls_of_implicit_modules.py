@@ -263,8 +263,24 @@ def test_a_copy_is_an_independent_module(by, solved):
         torch.testing.assert_close(torch.autograd.grad(module.w.sum(), mu)[0], got[0])
 
 
+class Twice(Shrunk):
+    """Two parameters, whose solutions share a node of the graph."""
+
+    def __init__(self, mu):
+        super().__init__(mu)
+        self.v = torch.nn.Parameter(torch.zeros(3, dtype=D))
+
+    def objective(self, lam):
+        return super().objective(lam) + ((self.v - self.mu) ** 2).sum()
+
+    def solve(self, lam):
+        with torch.no_grad():
+            self.v.copy_(self.mu.expand(3))
+        return super().solve(lam)
+
+
 @pytest.mark.parametrize("backward", [True, False])
-@pytest.mark.parametrize("cls", [Shrunk])
+@pytest.mark.parametrize("cls", [Shrunk, Twice])
 def test_solved_modules_are_released(cls, backward):
     refs = []
     for _ in range(3):

@@ -25,7 +25,13 @@ from torchopt.tree_function.lists import (
 )
 from torchopt.tree_function.modes import derivatives_wanted, forward_modes, linearize, uncompiled
 from torchopt.tree_function.operation import Operation, apply_operation
-from torchopt.tree_function.rule import Rule, Sweep, apply_rule, apply_sweep
+from torchopt.tree_function.rule import (
+    Rule,
+    Sweep,
+    apply_releasable_rule,
+    apply_rule,
+    apply_sweep,
+)
 
 __all__ = [
     "PLAIN",
@@ -35,6 +41,7 @@ __all__ = [
     "add_lists",
     "any_watched",
     "apply_operation",
+    "apply_releasable_rule",
     "apply_rule",
     "apply_sweep",
     "are_plain",

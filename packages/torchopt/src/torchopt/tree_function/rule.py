@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,16 +13,14 @@ import torch
 from torch import Tensor
 
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import (
-    count_forward_modes,
-)
+from torchopt.torch_internals import count_forward_modes, in_forward_mode, is_transforming
 from torchopt.tree import is_smooth
 
 if TYPE_CHECKING:
     pass
 from torchopt.tree_function.modes import Tensors, forward_modes, over_batched, values
 
-__all__ = ["Rule", "Sweep", "apply_rule", "apply_sweep"]
+__all__ = ["Rule", "Sweep", "apply_releasable_rule", "apply_rule", "apply_sweep"]
 
 
 def _require_one_forward_mode(rule: Rule) -> None:
@@ -195,6 +194,50 @@ def apply_rule(rule: Rule, *inputs: Tensor) -> Tensors:
     """Return the outputs of `rule`, differentiable to any order, batched and in forward mode."""
     outputs: Tensors = _RuleFunction.apply(rule, *inputs)  # type: ignore[no-untyped-call]
     return outputs
+
+
+class _Shared:
+    """A rule that the node of several outputs refers to; `release` makes the reference weak."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._held: Rule | None = rule
+        self._rule = weakref.ref(rule)
+
+    def release(self) -> None:
+        self._held = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rule(), name)
+
+
+class _Holding(torch.autograd.Function):
+    """The identity, whose node keeps an object alive."""
+
+    @staticmethod
+    def forward(ctx: Any, held: Any, x: Tensor) -> Tensor:
+        ctx.held = held
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        return None, *cotangents
+
+
+def apply_releasable_rule(rule: Rule, *inputs: Tensor) -> Tensors:
+    """Return the same as `apply_rule`, for a rule that may refer to an object with the outputs.
+
+    Python's collector finds such a cycle only if no two outputs share a node of the graph. So each
+    output gets a node of its own, which holds the rule, and their common node does not hold it.
+    """
+    if is_transforming() or in_forward_mode() or not torch.is_grad_enabled():
+        return apply_rule(rule, *inputs)
+    shared: Any = _Shared(rule)
+    outputs = apply_rule(shared, *inputs)
+    if sum(x.requires_grad for x in outputs) < 2:
+        return outputs
+    shared.release()
+    hold: Any = _Holding.apply
+    return tuple(hold(rule, x) if x.requires_grad else x for x in outputs)
 
 
 class Sweep(Protocol):

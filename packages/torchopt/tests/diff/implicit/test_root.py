@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -535,3 +538,29 @@ def test_invalid_use_is_refused_with_a_clear_message():
         custom_root(lambda x, a: (x - a).expand(2), argnums=1)(lambda x, a: a.clone())(
             None, a
         ).backward()
+
+
+def test_an_object_that_keeps_its_solution_is_released():
+    class Layer:
+        def __init__(self):
+            self.rate = 2.0
+
+        def solved(self, a):
+            solve = custom_root(lambda x, a: (self.rate * x[0] - a, x[1] - x[0] * a), argnums=1)(
+                lambda start, a: (a / self.rate, a * a / self.rate)
+            )
+            self.solution = solve(None, a)
+            return self.solution
+
+    refs = []
+    for _ in range(3):
+        layer = Layer()
+        a = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+        first, second = layer.solved(a)
+        (g,) = torch.autograd.grad(first + second, a, create_graph=True)
+        (h,) = torch.autograd.grad(g, a)
+        torch.testing.assert_close((g.item(), h.item()), (3.5, 1.0))
+        refs.append(weakref.ref(layer))
+        del layer, first, second, g
+    gc.collect()
+    assert not any(ref() for ref in refs)

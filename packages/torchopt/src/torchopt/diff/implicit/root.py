@@ -33,7 +33,7 @@ from torchopt.linear_solve.layout import Layout
 from torchopt.shown import shown
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import (
-    apply_rule,
+    apply_releasable_rule,
     derivatives_wanted,
     is_differentiated,
     is_tracked,
@@ -139,7 +139,7 @@ class ImplicitEngine(Settings):
     def _solve(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         rule, inputs = self.prepare(function, args, kwargs)
         with rule.explained():
-            outputs = apply_rule(rule, *inputs)
+            outputs = apply_releasable_rule(rule, *inputs)
         if derivatives_wanted():
             rule.require_arguments(inputs, outputs)
         if not self._accept(outputs[-1]):
