@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -264,6 +266,22 @@ def test_a_check_leaves_random_numbers_buffers_and_second_derivatives_alone():
     for plain, found in zip(*results):
         torch.testing.assert_close(found, plain, rtol=1e-12, atol=0)
     assert len(inner.report.checks) >= 1
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_a_check_is_released_with_its_result(backward):
+    refs = []
+    for _ in range(3):
+        inner = verified(Explicit(), rate=1.0)
+        theta = THETA.clone().requires_grad_()
+        result = inner(torch.zeros(SIZE, dtype=torch.float64), (A, B), theta)
+        if backward:
+            torch.autograd.grad(result.params @ C, theta)
+            assert len(inner.report.checks) == 1
+        refs.append(weakref.ref(inner))
+        del inner, result
+    gc.collect()
+    assert not any(ref() for ref in refs)
 
 
 def test_a_call_inside_a_transform_is_reported_as_unchecked():

@@ -7,13 +7,12 @@ import logging
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import register_multi_grad_hook
 
 from torchopt.diff.engine import Engine
 from torchopt.diff.problem import InnerCall
@@ -21,7 +20,7 @@ from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import GradientMismatchError
 from torchopt.torch_internals import in_forward_mode
 from torchopt.tree import tree_flatten, tree_unflatten
-from torchopt.tree_function import is_transforming
+from torchopt.tree_function import apply_sweep, is_transforming
 
 __all__ = ["Verification", "Verify", "VerifyReport", "checked"]
 
@@ -160,11 +159,30 @@ def checked(value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             stacklevel=3,
         )
         return value.run_inner(*args, **kwargs)
-    return _Check(value, inner, number).result
+    return _Check(value, inner, number).run()
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """The identity, which shows the gradients of its inputs."""
+
+    show: Callable[[Sequence[Tensor | None]], None]
+
+    def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.detach().clone() for x in inputs)
+
+    def pull_back(
+        self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        self.show(cotangents)
+        return cotangents
 
 
 class _Check:
-    """One checked call: waits for the gradients of the inputs, then computes them again."""
+    """One checked call: waits for the gradients of the inputs, then computes them again.
+
+    The graph of the result refers to it, so it refers to no tensor of that graph.
+    """
 
     def __init__(self, value: Any, inner: InnerCall, number: int) -> None:
         self._value, self._inner, self._number = value, inner, number
@@ -173,14 +191,16 @@ class _Check:
         self._points = [x.detach().clone() for x in inner.wanted]
         self._cotangents: dict[int, Tensor] = {}
         self._is_done = False
-        aliases = [x.view_as(x) for x in inner.wanted]
-        leaves, spec = tree_flatten(inner.run(aliases, value), none_is_leaf=True)
+
+    def run(self) -> Any:
+        """Return the result of the call."""
+        aliases = apply_sweep(_Gate(self._compare), *self._inner.wanted)
+        leaves, spec = tree_flatten(self._inner.run(aliases, self._value), none_is_leaf=True)
         for i, x in enumerate(leaves):
             if isinstance(x, Tensor) and x.requires_grad:
                 leaves[i] = x.view_as(x)
                 leaves[i].register_hook(self._keeper(i))
-        self.result = tree_unflatten(spec, leaves)
-        register_multi_grad_hook(aliases, self._compare)
+        return tree_unflatten(spec, leaves)
 
     def _keeper(self, i: int) -> Callable[[Tensor], None]:
         def keep(cotangent: Tensor) -> None:
@@ -188,12 +208,12 @@ class _Check:
 
         return keep
 
-    def _compare(self, found: Any) -> None:
+    def _compare(self, found: Sequence[Tensor | None]) -> None:
         cotangents, self._cotangents = self._cotangents, {}
         pairs = [(i, g.detach()) for i, g in enumerate(found) if g is not None]
-        if self._is_done or not pairs or not cotangents:
-            return
-        # A second derivative also runs this hook, but not with these cotangents.
+        if self._is_done or not pairs or not cotangents or is_transforming():
+            return  # a batch of gradients has no cosine
+        # A second derivative also comes here, but not with these cotangents.
         self._is_done = True
         with torch.enable_grad(), self._seen.replayed():
             points = [x.clone().requires_grad_() for x in self._points]
