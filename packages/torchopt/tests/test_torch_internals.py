@@ -39,6 +39,24 @@ def test_tensors_whose_elements_overlap_are_known() -> None:
     assert internals.overlaps_itself(x[:, :1].expand(3, 2))
 
 
+def test_gradients_that_somebody_else_sees_are_known() -> None:
+    p, q = (torch.ones(4, requires_grad=True) for _ in range(2))
+    found = []
+    p.register_post_accumulate_grad_hook(
+        lambda p: found.append(internals.holds_alone(p.grad, in_hook=True))
+    )
+    (p * q).sum().backward()
+    assert found == [True]
+    assert p.grad is not None
+    assert internals.holds_alone(p.grad)
+    rows = p.grad.view(2, 2)
+    assert not internals.holds_alone(p.grad)
+    del rows
+    array = p.grad.numpy()
+    assert not internals.holds_alone(p.grad)
+    assert array.shape == (4,)
+
+
 def test_versions_are_bumped() -> None:
     tensors = [torch.zeros(2), torch.zeros(3)]
     internals.bump_versions(tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -321,6 +322,70 @@ def edited_gradients() -> Any:
     return first, scale.grad, a.grad.detach().sum(), b.grad.sum()
 
 
+class _GivesAView(torch.autograd.Function):
+    """The sum of x; the gradient is a view of a tensor that the caller keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Tensor) -> Tensor:
+        ctx.kept = kept
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return ctx.kept.view(ctx.kept.shape), None
+
+
+@todist.auto_init_rpc(backend="gloo")
+def large_gradients() -> dict[tuple[str, int], Any]:
+    """Return gradients after one and two steps, and whether they are where autograd put them."""
+    found: dict[tuple[str, int], Any] = {}
+    kept = torch.ones(200, 200, dtype=F64)
+    losses: dict[str, Callable[..., Tensor]] = {
+        "alone": lambda a, b, t: ((a + 2 * b.view(200, 200)) * t).sum(),
+        "shared": lambda a, b, t: ((a + b.view(200, 200)) * t).sum(),
+        "shared, in turn": lambda a, b, t: ((a.view(-1) + b.exp()) * t).sum(),
+        "unused": lambda a, b, t: (a * t).sum() if t == 4.0 else (b * t).sum(),
+        "expanded": lambda a, b, t: a.sum() * t + (b * t).sum(),
+        "kept": lambda a, b, t: _GivesAView.apply(a, kept) + (b * t).sum(),
+    }
+    for (name, of_task), tasks in itertools.product(
+        losses.items(), ([2.0, 4.0], [4.0, 1.0, 2.0, 5.0])
+    ):
+        if name == "kept" and len(tasks) > todist.get_world_size():
+            continue  # autograd itself would add to the tensor that is kept
+        a = torch.zeros(200, 200, dtype=F64, requires_grad=True)
+        small = torch.zeros(2000, dtype=F64, requires_grad=True)
+        b = torch.zeros(40_000, dtype=F64, requires_grad=True)
+        engine = todist.TaskParallel([a, small, b])
+        places: dict[int, int] = {}
+
+        def note(p: Tensor, places: dict[int, int] = places) -> None:
+            places[id(p)] = _grad(p).data_ptr()
+
+        for p in (a, b):
+            p.register_post_accumulate_grad_hook(note)
+
+        def loss(
+            t: float, of_task: Any = of_task, a: Any = a, b: Any = b, c: Any = small
+        ) -> Tensor:
+            value: Tensor = of_task(a, b, t) + c.sum()
+            return value
+
+        engine.backward(loss, tasks)
+        once = [(float(_grad(p).min()), float(_grad(p).max())) for p in (a, b, small)]
+        in_place = [places.get(id(p)) == _grad(p).data_ptr() for p in (a, b)]
+        engine.backward(loss, tasks)
+        twice = [(float(_grad(p).min()), float(_grad(p).max())) for p in (a, b, small)]
+        found[name, len(tasks)] = once, twice, in_place
+    found["kept", 0] = float(kept.min()), float(kept.max())
+    return found
+
+
+def _grad(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad
+
+
 @todist.auto_init_rpc(backend="gloo")
 def weights_and_unused() -> Any:
     """Return gradients with weights, with a parameter no task uses and one that one task uses."""
@@ -334,6 +399,23 @@ def weights_and_unused() -> Any:
 
     parallel.backward(loss, [1.0, 2.0, 3.0], weights=[1.0, 1.0, 2.0])
     return a.grad, b.grad, c.grad
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def in_the_order_of_a_set() -> Any:
+    """Return names in the order of a set, gradients by name, and the error of a module."""
+    names = [*{f"{k} {k % 7}" for k in range(30)}]
+    params = {k: torch.ones(2, dtype=F64, requires_grad=True) for k in names}
+    numbers = {k: torch.full((2,), float(k.partition(" ")[0]), dtype=F64) for k in names}
+    grads = {}
+    for options in ({}, {"schedule": "dynamic"}, {"deterministic": True}, {"bucket_bytes": 64}):
+        engine = todist.TaskParallel(params, **options)
+        engine.backward(lambda t: sum((params[k] * numbers[k]).sum() * t for k in names), [1.0] * 4)
+        grads[str(options)] = {k: p.grad.tolist() for k, p in params.items() if p.grad is not None}
+        for p in params.values():
+            p.grad = None
+    module = nn.ModuleDict({k: nn.Linear(1, 1) for k in names})
+    return names, grads, outcome(lambda: todist.TaskParallel(module).steps)
 
 
 @todist.auto_init_rpc(backend="gloo")
@@ -643,7 +725,8 @@ def remote_errors() -> dict[str, Any]:
     results["by name"] = todist.remote_sync_call(
         todist.get_rank, partitioner=f"worker{todist.get_world_size() - 1}"
     )
-    on(1, wait_here, 3.0)  # so that the late call has ended
+    while on(1, _still_running)[0]:  # the late call
+        time.sleep(0.05)
     return results
 
 
@@ -890,6 +973,15 @@ def across_machines(number: int) -> dict[str, Any]:
             found["a second rank 1"] = str(error)
     todist.barrier()  # rank 0 stays until then
     return found
+
+
+def hanging_at_the_opening() -> None:
+    """Report the error if rank 1 lives, and does not open the group after the ranks have met."""
+    if todist.get_rank() == 1:
+        session._open_group = lambda met, *args: met.watch.failed.wait(PATIENCE)
+    started = time.monotonic()
+    found = outcome(todist.auto_init_rpc(backend="gloo", timeout=3.0)(todist.get_rank))
+    _report((found, time.monotonic() - started))
 
 
 def worlds_across_machines() -> list[Any]:

@@ -175,6 +175,25 @@ def test_tasks_under_vmap_report_what_they_expect():
         assert torch.equal(b, before)
 
 
+def test_large_gradients_are_summed_in_their_memory_unless_somebody_sees_it(standing):
+    for n in (1, 2):
+        for found in standing(programs.large_gradients, n):
+            assert found.pop(("kept", 0)) == (1.0, 1.0)
+            assert len(found) == 10 + (n == 2)
+            for (name, count), (once, twice, in_place) in found.items():
+                want = {  # the mean of the tasks is 3
+                    "alone": (3.0, 6.0, 1.0),
+                    "unused": (4.0 / count, {2: 1.0, 4: 2.0}[count], 1.0),
+                    "kept": (2.0, 3.0, 1.0),
+                }.get(name, (3.0, 3.0, 1.0))
+                assert once == [(x, x) for x in want], name
+                assert twice == [(2 * x, 2 * x) for x in want], name
+                if n == 2 and name in ("alone", "expanded"):
+                    assert in_place == [True, True]
+                if n == 2 and name == "kept":
+                    assert in_place == [False, True]
+
+
 def test_gradients_are_changed_in_place_one_by_one(standing):
     for n in (1, 2):
         for found in standing(programs.edited_gradients, n):

@@ -2,9 +2,10 @@
 """Gradients summed over the ranks bucket by bucket, while the last backward pass still runs.
 
 A bucket is filled and sent when the last of its gradients is complete; from then on the `.grad` of
-its parameters are views of it. All ranks send the buckets in the same order: the reverse order of
-the parameters, which is roughly the order in which a backward pass completes gradients. The last
-bucket is sent after the pass, together with the losses and counts of the step.
+its parameters are views of it. A large gradient is a bucket by itself, and is summed where it is.
+All ranks send the buckets in the same order: the reverse order of the parameters, which is roughly
+the order in which a backward pass completes gradients. The last bucket is sent after the pass,
+together with the losses and counts of the step if it is none of a large gradient.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from torch import Tensor
 from torchopt.distributed.group import Group
 from torchopt.distributed.signature import local_part
 from torchopt.distributed.sparse import added
+from torchopt.torch_internals import holds_alone
 
 __all__ = ["BucketedSum", "dense_gradient", "filled"]
+
+_LARGE = 2**18  # bytes; copying a gradient of this size takes as long as a message
 
 
 def dense_gradient(p: Tensor) -> Tensor:
@@ -36,25 +40,36 @@ def filled(
 
     Args:
         params: The parameters; a DTensor goes into no bucket.
-        bucket_bytes: Size at which a bucket is full. If there are several buckets, the first one is
-            full at a quarter of it.
+        bucket_bytes: Size at which a bucket of small gradients is full. If there are several, the
+            first one is full at a quarter of it.
         apart: Positions of further parameters that go into no bucket.
     """
     open_: dict[Any, tuple[list[int], int]] = {}
     full: list[list[int]] = []
-    several = sum(p.numel() * p.element_size() for p in params) > bucket_bytes
-    for k in reversed(range(len(params))):
-        p = params[k]
-        if k in apart or hasattr(p, "to_local"):
+    dense = {k: p for k, p in enumerate(params) if k not in apart and not hasattr(p, "to_local")}
+    several = sum(_bytes(p) for p in dense.values() if not _is_large(p)) > bucket_bytes
+    limit = bucket_bytes // 4 if several else bucket_bytes
+    for k, p in reversed(dense.items()):
+        if _is_large(p):
+            full.append([k])
             continue
         members, size = open_.get((p.dtype, p.device), ([], 0))
-        size += p.numel() * p.element_size()
         members.append(k)
-        if size >= (bucket_bytes if full or not several else bucket_bytes // 4):
+        size += _bytes(p)
+        if size >= limit:
             full.append(members)
-            members, size = [], 0
+            members, size, limit = [], 0, bucket_bytes
         open_[p.dtype, p.device] = (members, size)
     return full + [members for members, _ in open_.values() if members]
+
+
+def _bytes(p: Tensor) -> int:
+    return p.numel() * p.element_size()
+
+
+def _is_large(p: Tensor) -> bool:
+    """Return whether the gradient of a parameter is a bucket by itself."""
+    return _bytes(p) >= _LARGE
 
 
 class _Bucket:
@@ -95,24 +110,26 @@ class BucketedSum:
         self.used: list[bool] = []
         self._next = 0
         self._armed = False
+        self._is_first: list[bool] = []  # whether the next gradient of a parameter is the first one
         self._numbers: Numbers | None = None
         # A DTensor's gradient is a DTensor: it is summed by itself, shard by shard.
         self._sharded = [k for k, p in enumerate(self.params) if hasattr(p, "to_local")]
         self._buckets = [_Bucket(members) for members in fill]
         last = self.params[self._buckets[-1].members[0]] if self._buckets else None
-        self.takes_numbers = last is not None and Numbers.fit(last)
+        self.takes_numbers = last is not None and Numbers.fit(last) and not _is_large(last)
         for p in self.params:
             p.grad = None
-        self._hooks: list[Any] = []
-        if len(self._buckets) > self.takes_numbers:  # some can be sent early
-            for bucket in self._buckets:
-                hook = self._hook(bucket)
-                for k in bucket.members:
-                    self._hooks.append(self.params[k].register_post_accumulate_grad_hook(hook))
+        self._early = self._buckets[: len(self._buckets) - self.takes_numbers]
+        self._hooks = [
+            self.params[k].register_post_accumulate_grad_hook(self._hook(bucket))
+            for bucket in self._early
+            for k in bucket.members
+        ]
 
     def arm(self) -> None:
         """Send buckets while the next backward pass, the last one of this rank, completes them."""
         self._armed = True
+        self._is_first = [p.grad is None for p in self.params]
 
     def _hook(self, bucket: _Bucket) -> Callable[[Tensor], None]:
         def accumulated(p: Tensor) -> None:
@@ -123,20 +140,20 @@ class BucketedSum:
 
     def _ready(self, bucket: _Bucket) -> None:
         bucket.left -= 1
-        early = self._buckets[: len(self._buckets) - self.takes_numbers]
-        before = self._next
+        early, before = self._early, self._next
         if bucket.left or before >= len(early) or early[before].left:
             return
         if not self._may_send():
             self._armed = False
             return
         while self._next < len(early) and early[self._next].left == 0:
-            self._send(early[self._next], [])
+            ready = early[self._next]
+            self._send(ready, [], in_hook=ready is bucket and self._is_first[ready.members[0]])
         self.early_bytes += sum(
             b.flat.numel() * b.flat.element_size() for b in early[before : self._next]
         )
 
-    def _send(self, bucket: _Bucket, more: list[Tensor]) -> None:
+    def _send(self, bucket: _Bucket, more: list[Tensor], *, in_hook: bool = False) -> None:
         """Fill a bucket and send it; from now on it holds the memory of the gradients.
 
         The views are detached from each other by `.data`: changing one in place does not increment
@@ -144,12 +161,16 @@ class BucketedSum:
         """
         members = [self.params[k] for k in bucket.members]
         with torch.no_grad():
-            parts = [dense_gradient(p).detach().reshape(-1) for p in members]
-            bucket.flat = torch.cat([*parts, *more])
-            sizes = [p.numel() for p in members]
-            views = bucket.flat[: sum(sizes)].split(sizes)
-            for p, view in zip(members, views):
-                p.grad = view.view(p.shape).data
+            g = members[0].grad
+            if g is not None and _is_large(members[0]) and _is_own(g, in_hook):
+                bucket.flat = g.detach()
+            else:
+                parts = [dense_gradient(p).detach().reshape(-1) for p in members]
+                bucket.flat = torch.cat([*parts, *more])
+                sizes = [p.numel() for p in members]
+                views = bucket.flat[: sum(sizes)].split(sizes)
+                for p, view in zip(members, views):
+                    p.grad = view.view(p.shape).data
         bucket.work = self.group.start_sum(bucket.flat)
         self._next += 1
 
@@ -157,7 +178,7 @@ class BucketedSum:
         """Send what is left, except the last bucket if it carries numbers."""
         self._unhook()
         self.used = [p.grad is not None for p in self.params]  # `_send` fills every `.grad`
-        for bucket in self._buckets[self._next : len(self._buckets) - self.takes_numbers]:
+        for bucket in self._early[self._next :]:
             self._send(bucket, [])
 
     def send_last(self, counts: list[float], losses: list[float]) -> None:
@@ -219,6 +240,11 @@ class BucketedSum:
             hook.remove()
         self._hooks.clear()
         self._may_send = bool  # a bound method of the owner would be a cycle, which only gc frees
+
+
+def _is_own(g: Tensor, in_hook: bool) -> bool:
+    """Return whether a gradient can be replaced by its sum in its own memory."""
+    return g.layout == torch.strided and g.is_contiguous() and holds_alone(g, in_hook=in_hook)
 
 
 class Numbers:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = [
     "bump_versions",
     "counts_for_any_autocast",
     "graph_is_kept",
+    "holds_alone",
     "hooks_of_node",
     "is_zero_tensor",
     "no_view",
@@ -230,3 +232,38 @@ def overlaps_itself(x: Tensor) -> bool:
     """Return whether two elements of a strided tensor are known to share memory."""
     found: bool = torch._debug_has_internal_overlap(x) == 1
     return found
+
+
+def holds_alone(grad: Tensor, *, in_hook: bool = False) -> bool:
+    """Return whether no other tensor or array sees the memory of a gradient.
+
+    autograd may give two parameters gradients that share memory, and a custom backward may return a
+    view of a tensor that somebody keeps.
+
+    Args:
+        grad: The `.grad` of a leaf.
+        in_hook: Whether this is a hook that runs after the first gradient of the leaf came, when
+            autograd itself still holds it.
+    """
+    return _holders(grad) <= _holders_of_new_gradients()[in_hook]
+
+
+def _holders(x: Tensor) -> int:
+    count: int = torch._C._storage_Use_Count(x.untyped_storage()._cdata)
+    return count
+
+
+@functools.cache
+def _holders_of_new_gradients() -> tuple[int, int]:
+    """Return the holders of the memory of a gradient that nobody shares: afterwards, in a hook."""
+    found = []
+    with torch.inference_mode(False), torch.enable_grad():
+        p = torch.zeros(2, requires_grad=True)
+        p.register_post_accumulate_grad_hook(lambda p: found.append(_holders(_grad(p))))
+        (p * 2.0).sum().backward()
+    return _holders(_grad(p)), found[0]
+
+
+def _grad(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad
