@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import importlib
 import json
 import os
+import queue
 import re
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +24,7 @@ from types import SimpleNamespace
 import distributed_programs as programs
 import pytest
 import torch
-from ahead import ahead, codes_of, ends_of, free_port, in_world, started
+from ahead import ahead, codes_of, ends_of, free_port, in_world, reports, started
 
 from torchopt.distributed import connections, meeting, slurm
 from torchopt.distributed import link as link_module
@@ -40,13 +43,10 @@ def main():
     theta = torch.tensor([1.0, -1.0], requires_grad=True)
     step = todist.TaskParallel([theta]).backward(lambda t: ((theta - t) ** 2).sum(), [0.0, 1.0])
     return f"{todist.get_rank()} {todist.get_world_size()} {step.owners} {theta.grad}\\n"
-told = main()
-todist.shutdown()
 try: remote()
-except RuntimeError as error: sys.stdout.write(f"{told}{error}\\n")
-sys.stdout.flush()
-if child:
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+except RuntimeError as error: told = f"{error}\\n"
+sys.stdout.write(told + main())
+sys.stdout.flush()  # both end without a shutdown
 """
 
 WITHOUT_RPC = """
@@ -113,6 +113,8 @@ def test_only_processes_with_the_token_can_join(hub):
         connect(address, 1, RANKS, "the token", 30.0)  # a rank can join only once
     with pytest.raises(RuntimeError, match="rank 2 of 3: .* found one of 2 processes; end what"):
         connect(address, 2, (0, 1, 2), "the token", 30.0)
+    with pytest.raises(RuntimeError, match=r"rank 3 of 2: .* found one of ranks \[0, 1\]"):
+        connect(address, 3, (0, 3), "the token", 30.0)  # a part of the world, with its token
     assert watch.failure is None
     link.connection.close()
     assert watch.wait_for_failure(30.0).rank == 1
@@ -167,6 +169,42 @@ def test_questions_end_when_rank_0_has_left(hub, member):
     for ask in (lambda: store.add("count", 1), lambda: store.get("never")):
         with pytest.raises(torch.distributed.DistNetworkError, match="from rank 0, which has left"):
             ask()
+
+
+def test_a_store_lives_as_long_as_torch_uses_it(member):
+    store = HubStore(member[1].ask, 30.0)
+    part = torch.distributed.PrefixStore("part", store)
+    gone = weakref.ref(store)
+    HubStore._all[-1].leave()
+    del store
+    gc.collect()
+    assert gone() is not None
+    with pytest.raises(torch.distributed.DistNetworkError, match="world, found one that this proc"):
+        part.set("key", "value")
+
+
+def test_the_thread_that_reads_answers_waits_for_none(hub, member):
+    """Finalizers run in any thread, and torch's may ask the store."""
+    (watch, _), (store, _) = hub, member
+    for each, ask in ((watch, lambda: watch.ask("get", ["x"])), (member[1], store.getNumKeys)):
+        told = queue.SimpleQueue()
+
+        def beat(ask=ask, told=told):
+            try:
+                told.put(ask())
+            except RuntimeError as error:
+                told.put(str(error))
+
+        each.beat = beat
+        assert "found one in the thread that reads the answers" in told.get(timeout=30.0)
+
+
+def test_a_name_that_leads_other_machines_elsewhere_is_refused(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
+    with pytest.raises(RuntimeError, match="'node7', which is 127.0.1.1 here and another"):
+        meeting.meet_across_machines(0, (0, 1), 1.0)
 
 
 def test_a_world_that_ends_leaves_its_address_to_the_next(hub):
@@ -274,9 +312,10 @@ def test_a_late_process_is_told_which_world_is_open(made):
     assert "found one of 2 processes" in larger
 
 
-def across(program, how: str) -> tuple[list, int]:
+def across(program, how: str, more: dict[str, str] | None = None) -> tuple[list, int]:
     """Return the results of a world on "several machines", and the port at which it meets."""
     environment = {
+        **(more or {}),
         "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.2",
         "GLOO_SOCKET_IFNAME": meeting.loopback_interface(),
@@ -308,6 +347,21 @@ def test_worlds_across_machines_can_follow_each_other(made, how):
             if how == "a token":
                 hub = [x for x in world["listens at"] if x.endswith(f":{port:04X}")]
                 assert hub == ["0200007F:" + f"{port:04X}"] * (rank == 0)
+
+
+def late_at_the_opening(folder: Path) -> dict:
+    environment = {"FAULT_REPORT": str(folder / "report")}
+    with contextlib.suppress(WorkerError):
+        across(programs.hanging_at_the_opening, "a token", environment)
+    return reports(folder)
+
+
+@ahead(late_at_the_opening)
+def test_an_opening_that_hangs_ends_at_the_timeout_of_the_world(made):
+    for (_, task, kind, _, _), seconds in made.values():
+        assert (task, kind) == ("the opening of the process group", "timed out")
+        assert seconds < 3.0 + 2.0 + 5.0  # not torch's own limit of 16; the machine may be busy
+    assert 0 in made
 
 
 @ahead(lambda folder: across(programs.calls_across_machines, "a token"))

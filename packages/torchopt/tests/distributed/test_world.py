@@ -15,6 +15,8 @@ import pytest
 import torch
 from ahead import ahead, ends_of, free_port
 
+import torchopt.distributed as todist
+
 LISTING = Path(listing.__file__)
 
 
@@ -74,6 +76,21 @@ def assert_trained(facts):
     assert facts["ready"] is True
     assert facts["last"] < 0.5 * facts["first"]
     assert facts["error"] < 1e-12
+
+
+@ahead(lambda folder: todist.spawn(programs.in_the_order_of_a_set, 2, timeout=programs.PATIENCE))
+def test_fresh_processes_work_in_one_order_whatever_the_order_of_their_sets(made):
+    """Forked processes have the hashes of their parent, those of launchers have their own."""
+    orders = [names for names, _, _ in made]
+    are_random = os.environ.get("PYTHONHASHSEED", "random") == "random"
+    assert (orders[0] != orders[1]) == are_random
+    for _, grads, told in made:
+        for found in grads.values():
+            assert found == {name: [float(name.partition(" ")[0])] * 2 for name in orders[0]}
+        if are_random:
+            rank, _, kind, trace, _ = told
+            assert (rank, kind) == (1, "differs")
+            assert "expected the same names on every rank" in trace
 
 
 def under_torchrun(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any, Protocol
 
-from torchopt.distributed.link import Link, StrangerError
+from torchopt.distributed.link import Link, StrangerError, name_of
 
 __all__ = ["Connections", "Listener"]
 
@@ -103,6 +103,11 @@ class Connections:
         """Whether the connections are closed."""
         return self._closing
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether this is the reading thread, which must not wait for a message."""
+        return threading.current_thread() is self._thread
+
     def send(self, rank: int, message: dict[str, Any]) -> None:
         """Send a message to a rank if it has joined."""
         link = self._links.get(rank)
@@ -114,7 +119,7 @@ class Connections:
         self._closing = True
         with contextlib.suppress(OSError):
             self._wake_writer.send(b".")
-        if threading.current_thread() is not self._thread:
+        if not self.is_reading:
             self._thread.join(timeout=5.0)
 
     def forget(self) -> None:
@@ -207,13 +212,14 @@ class Connections:
         self._links[rank] = link
         self._told.joined(rank)
 
-    def _refusal(self, rank: int, size: Any) -> str | None:
+    def _refusal(self, rank: int, world: str) -> str | None:
         """Return why a process with the token cannot be a rank of this world, or None."""
-        if size != len(self._ranks):
+        size = world.partition(":")[0]
+        if size != str(len(self._ranks)):
             found = f"one of {len(self._ranks)} processes"
         elif rank in self._links:
             found = f"one in which {self._links[rank].who} is this rank"
-        elif rank == self._rank or rank not in self._ranks:
+        elif world != name_of(self._ranks) or rank == self._rank or rank not in self._ranks:
             found = f"one of ranks {list(self._ranks)}"
         else:
             return None

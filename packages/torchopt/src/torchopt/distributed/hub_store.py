@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import torch.distributed as dist
 
@@ -22,15 +22,24 @@ _dist: Any = dist  # torch documents `Store`, but exports no type for it
 class HubStore(_dist.Store):  # type: ignore[misc]
     """A store that asks the hub; its methods are those that torch's bindings look for.
 
+    torch holds only the C++ part of it, whose methods call these. So no store is ever freed.
+
     Args:
         ask: `Rendezvous.ask`.
         timeout: Seconds to wait for a key.
     """
 
+    _all: ClassVar[list[HubStore]] = []
+
     def __init__(self, ask: Callable[..., Any], timeout: float) -> None:
         super().__init__()
         self._ask_hub = ask
+        self._all.append(self)
         self.set_timeout(timedelta(seconds=timeout))
+
+    def leave(self) -> None:
+        """Refuse all questions from now on: this process has left the world."""
+        self._ask_hub = _refused
 
     def _ask(self, what: str, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -99,6 +108,13 @@ class HubStore(_dist.Store):  # type: ignore[misc]
             return self._ask("get", [*keys], timeout=seconds, late=late)
         except TimeoutError as error:
             raise dist.DistStoreError(late) from error
+
+
+def _refused(what: str, *args: Any, **kwargs: Any) -> NoReturn:
+    raise ConnectionError(
+        f"expected the store of an open world, found one that this process has left ({what}); open "
+        "another world"
+    )
 
 
 def _text(value: str | bytes) -> str:

@@ -10,6 +10,7 @@ between the two sides can change, repeat or add one. The lines themselves are no
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import hmac
 import json
 import os
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Link", "StrangerError", "connect"]
+__all__ = ["Link", "StrangerError", "connect", "name_of"]
 
 _SENDING = 2.0  # seconds to wait for a process that does not read
 _GREETING = 30.0  # seconds to wait for the greeting: another program may be listening
@@ -32,9 +33,14 @@ class StrangerError(Exception):
     """The other side does not know the token, or speaks another protocol."""
 
 
-def proof(token: str, side: str, challenge: str, rank: int) -> str:
-    """Return the proof of knowing the token."""
-    text = f"torchopt {side} {rank} {challenge}".encode()
+def name_of(ranks: tuple[int, ...]) -> str:
+    """Return a short text for the ranks of a world: their number and a hash."""
+    return f"{len(ranks)}:{hashlib.sha256(repr(ranks).encode()).hexdigest()[:16]}"
+
+
+def proof(token: str, side: str, challenge: str, rank: int, world: str) -> str:
+    """Return the proof of knowing the token, for one rank of one world (`name_of`)."""
+    text = f"torchopt {side} {rank} of {world} {challenge}".encode()
     return hmac.new(token.encode(), text, "sha256").hexdigest()
 
 
@@ -135,25 +141,26 @@ class Link:
         self.send({"challenge": self.challenge})
 
     def admit(
-        self, message: dict[str, Any], token: str, refusal: Callable[[int, Any], str | None]
+        self, message: dict[str, Any], token: str, refusal: Callable[[int, str], str | None]
     ) -> int:
         """Return the rank of the other side, and answer its challenge.
 
         Args:
             message: Its answer to the greeting.
             token: The token of the world.
-            refusal: Takes its rank and the number of ranks that it expects; returns why it cannot
-                join although it has the token, or None.
+            refusal: Takes its rank and the name of the world that it expects; returns why it
+                cannot join although it has the token, or None.
 
         Raises:
             StrangerError: It does not have the token, or is refused.
         """
-        rank, shown, challenge = (message.get(key) for key in ("rank", "proof", "challenge"))
-        if not (isinstance(rank, int) and isinstance(shown, str) and isinstance(challenge, str)):
+        rank, *texts = (message.get(key) for key in ("rank", "proof", "challenge", "world"))
+        if not (isinstance(rank, int) and all(isinstance(text, str) for text in texts)):
             raise StrangerError
-        _require_equal(shown, proof(token, "member", self.challenge, rank))
-        words = refusal(rank, message.get("size"))
-        self.send({"proof": proof(token, "hub", challenge, rank), "refused": words})
+        shown, challenge, world = map(str, texts)
+        _require_equal(shown, proof(token, "member", self.challenge, rank, world))
+        words = refusal(rank, world)
+        self.send({"proof": proof(token, "hub", challenge, rank, world), "refused": words})
         if words is not None:
             raise StrangerError
         self.seal(token, f"{rank} {self.challenge} {challenge}", ("hub", "member"))
@@ -179,6 +186,7 @@ def connect(
         RuntimeError: The hub refuses this process.
     """
     deadline = time.monotonic() + timeout
+    world = name_of(ranks)
     connection = socket.create_connection(address, timeout=timeout)
     try:
         link = Link(connection)
@@ -187,14 +195,15 @@ def connect(
         link.send(
             {
                 "rank": rank,
-                "proof": proof(token, "member", challenge, rank),
+                "proof": proof(token, "member", challenge, rank, world),
                 "challenge": link.challenge,
-                "size": len(ranks),
+                "world": world,
                 "who": f"process {os.getpid()} on {socket.gethostname()}",
             }
         )
         answer = _first(link, deadline)
-        _require_equal(str(answer.get("proof")), proof(token, "hub", link.challenge, rank))
+        expected = proof(token, "hub", link.challenge, rank, world)
+        _require_equal(str(answer.get("proof")), expected)
         if answer.get("refused") is not None:
             raise RuntimeError(str(answer["refused"]))
         link.seal(token, f"{rank} {challenge} {link.challenge}", ("member", "hub"))

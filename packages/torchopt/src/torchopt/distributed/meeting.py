@@ -114,6 +114,8 @@ class Meeting:
         self.hide()
         if self.held is not None:
             self.held.leave()
+        if self.store is not None:
+            self.store.leave()
 
     @contextlib.contextmanager
     def ends_on_error(self) -> Iterator[None]:
@@ -124,6 +126,13 @@ class Meeting:
             self.watch.close()
             self.end()
             raise
+
+    @contextlib.contextmanager
+    def opens(self, name: str) -> Iterator[None]:
+        """Wait for the others, who open the world in the same way; clean up if that fails."""
+        watch = self.watch
+        with self.ends_on_error(), watch.operation(name, watch.timeout, watch.ranks):
+            yield
 
     def forget(self) -> None:
         """Release everything in a forked child, which is not a rank."""
@@ -228,6 +237,8 @@ def meet_across_machines(rank: int, ranks: tuple[int, ...], timeout: float) -> M
     """Return the world if its processes run on several machines."""
     require_address(len(ranks))
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if rank == ranks[0]:
+        _require_reachable(host)
     is_launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if os.environ.get(TOKEN) and not is_launchers:  # then no store of torch is needed
         told = json.dumps([host, port, ""])
@@ -242,6 +253,22 @@ def meet_across_machines(rank: int, ranks: tuple[int, ...], timeout: float) -> M
         met = _meet_by_store(host, rank, ranks, timeout)
     met.store = HubStore(met.watch.ask, 2 * timeout + 10)  # later than the judge
     return met
+
+
+def _require_reachable(host: str) -> None:
+    """Raise a `RuntimeError` at rank 0 if its name leads other machines elsewhere."""
+    with contextlib.suppress(ValueError):  # the user gave an address, and knows where it leads
+        ipaddress.ip_address(host)
+        return
+    with contextlib.suppress(OSError):  # reported when it is used
+        found = socket.gethostbyname(host)
+        if host != "localhost" and ipaddress.ip_address(found).is_loopback:
+            raise RuntimeError(
+                f"rank 0: expected MASTER_ADDR to lead other machines to this one, found {host!r}, "
+                f"which is {found} here and another address elsewhere (see /etc/hosts); set it to "
+                "an address of this machine on every machine, or LOCAL_WORLD_SIZE to the number of "
+                "all processes if they run here"
+            )
 
 
 def _meet_by_store(host: str, rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:

@@ -85,12 +85,15 @@ def open_world(
             with contextlib.suppress(RuntimeError):  # it is known from the previous world
                 torch_.register_rendezvous_handler(_SCHEME, _hand_over)
             options.init_method = f"{_SCHEME}://"
-    rpc().init_rpc(
-        name, backend=backend, rank=rank, world_size=world_size, rpc_backend_options=options
-    )
+    try:
+        rpc().init_rpc(
+            name, backend=backend, rank=rank, world_size=world_size, rpc_backend_options=options
+        )
+    finally:
+        _given.clear()
 
 
-_given: dict[str, Any] = {}  # the store of the ranks
+_given: dict[str, Any] = {}  # the store of the ranks, while a world is opened
 
 
 def _hand_over(url: str, **kwargs: Any) -> Iterator[tuple[Any, int, int]]:

@@ -169,7 +169,7 @@ def open_rpc(
 
     remote.require()
     met = _meet(rank, world_size, timeout)
-    with met.ends_on_error():
+    with met.opens("the opening of remote calls"):
         remote.open_world(met, name, rank, world_size, backend, options)
     return _keep(Session("rpc", rank, world_size, timeout, met))
 
@@ -189,7 +189,7 @@ def open_collective(backend: str, rank: int, world_size: int, timeout: float) ->
     met = _meet(rank, world_size, timeout)
     owned = not dist.is_initialized()
     if owned:
-        with met.ends_on_error():
+        with met.opens("the opening of the process group"):
             _open_group(met, backend, rank, world_size, timeout)
     return _keep(Session("collective", rank, world_size, timeout, met, owns_group=owned))
 

@@ -33,7 +33,7 @@ from torchopt.distributed.sparse import sparse_positions
 from torchopt.distributed.step import MetaStep, Step
 from torchopt.errors import NotDifferentiableError  # noqa: F401 - imported from here before
 from torchopt.params.sharded import gather_in_graph
-from torchopt.tree import tree_leaves
+from torchopt.tree import tree_leaves, tree_paths
 
 __all__ = ["MetaStep", "TaskParallel"]
 
@@ -77,7 +77,8 @@ class TaskParallel:
             if the costs of tasks differ.
         deterministic: Add the gradients of tasks in a fixed order. This needs memory and traffic
             for the gradients of about log2(tasks) tasks, and nothing overlaps with computation.
-        bucket_bytes: Size of the gradients that are sent together, in bytes; > 0.
+        bucket_bytes: Size of the gradients that are sent together, in bytes; > 0. Those of at least
+            256 KiB are sent by themselves, without a copy.
         timeout: Seconds that a task, or the tasks that are taken together, may take; > 0. A process
             that is stuck for longer is ended.
         seed: Seed of torch's generators in each task, so that a task draws the same numbers on any
@@ -148,6 +149,7 @@ class TaskParallel:
         self.attempts = 0
         self.contents = Contents()
         self._held = tree_leaves(params)
+        self._names = [".".join(map(str, path)) for path in tree_paths(params)]
         self._form = _Form([], 0, is_small=False, sparse=[], fill=[])
         self.modules = [x for x in self._held if isinstance(x, nn.Module)]
         self.reducers = [
@@ -210,11 +212,15 @@ class TaskParallel:
     def _sync(self) -> None:
         if self.group.size == 1:
             return
-        tensors = self.params
+        tensors, names = self.params, [*self._names]
         for module in self.modules:
             tensors += [b for b in module.buffers() if b is not None]
+            names += [name for name, _ in module.named_parameters()]
+            names += [name for name, _ in module.named_buffers()]
         with self.group.turn():
-            agree(self.group, "the start of TaskParallel", {"tensors": kinds_of(tensors)})
+            # A module that was built in the order of a set has another order on each rank.
+            facts = {"tensors": kinds_of(tensors), "names": names}
+            agree(self.group, "the start of TaskParallel", facts)
             for x in tensors:
                 self.group.broadcast_(local_part(x.detach()), "the start of TaskParallel")
 

@@ -14,11 +14,13 @@ the stack. When a process is stopped, its heartbeats stop.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from torchopt.distributed.board import Board
@@ -150,6 +152,15 @@ class Watch:
         """Record that the operation is over."""
         self._doing = before._replace(since=self._clock())
 
+    @contextlib.contextmanager
+    def operation(self, name: str, timeout: float, ranks: tuple[int, ...]) -> Iterator[None]:
+        """Record that this thread waits for others until the end of the block."""
+        before = self.start_operation(name, timeout, ranks)
+        try:
+            yield
+        finally:
+            self.end_operation(before)
+
     def note(self, place: str) -> None:
         """Report where this process is while it runs no task."""
         self._now(Doing("other", place, 0.0, (), self._clock()))
@@ -183,17 +194,24 @@ class Watch:
 
     def draw(self, counter: str, purpose: int, amount: int, name: str, limit: float) -> int:
         """Add to a shared counter, an operation that waits for the hub; see `board.Counter`."""
-        before = self.start_operation(name, limit, (self.hub, self.rank))
-        try:
+        with self.operation(name, limit, (self.hub, self.rank)):
             return self._rendezvous.draw(counter, purpose, amount)
-        finally:
-            self.end_operation(before)
 
     def _is_hub_there(self) -> bool:
         return not self._connections.closing and self.hub not in self._connections.ended
 
     def ask(self, what: str, *args: Any, timeout: float | None = None, late: str = "") -> Any:
-        """Ask the hub; see `Rendezvous.ask`."""
+        """Ask the hub; see `Rendezvous.ask`.
+
+        Raises:
+            RuntimeError: This is the thread that would read the answer.
+        """
+        if self._connections.is_reading:
+            raise RuntimeError(
+                f"rank {self.rank}: expected a question to rank {self.hub} ({what}) in another "
+                "thread, found one in the thread that reads the answers, where a finalizer or a "
+                "signal handler has called torch.distributed; call it in a thread of the program"
+            )
         return self._rendezvous.ask(what, *args, timeout=timeout, late=late)
 
     def wait_for_ends(self, timeout: float) -> None:
@@ -210,11 +228,8 @@ class Watch:
             WorkerError: Another process failed, or `ranks` are known and one of them is late.
             TimeoutError: A process of unknown rank is late.
         """
-        before = self.start_operation(f"the barrier {name}", timeout, ranks)
-        try:
+        with self.operation(f"the barrier {name}", timeout, ranks):
             self._rendezvous.barrier(name, size, timeout)
-        finally:
-            self.end_operation(before)
 
     def say_goodbye(self, excused: frozenset[int]) -> bool:
         """Announce that this process is done and wait for the others.
