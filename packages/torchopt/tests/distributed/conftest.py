@@ -50,6 +50,7 @@ def _server(_no_folder_is_left: None) -> None:
     """Start the process that others are forked from, in a place where it finds the programs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        patch.setenv("OMP_NUM_THREADS", "1")  # the threads of a world of one would wait for cores
         forkserver.ensure_running()
 
 
@@ -86,15 +87,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the tests of this folder.
 
     First those that may change the environment and modules of this process: no work of others runs
-    beside them. Last the files with remote calls, whose threads poll and slow down other tests.
+    beside them. Then those in standing worlds, which compute while the work of others waits. Then
+    the others, and last the files with remote calls, whose threads poll and slow down other tests.
     """
     places = [k for k, x in enumerate(items) if Path(__file__).parent in x.path.parents]
     last = ("test_nothing_silent.py", "test_remote_calls.py", "test_world.py")
 
     def order(item: pytest.Item) -> int:
+        names = getattr(item, "fixturenames", ())
         if item.path.name in last:
-            return 2
-        return int(not {"made", "standing"}.isdisjoint(getattr(item, "fixturenames", ())))
+            return 3
+        return 2 if "made" in names else int("standing" in names)
 
     for k, item in zip(places, sorted((items[k] for k in places), key=order)):
         items[k] = item
