@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the public names of both packages, and those that a test file uses.
+"""Find the public names of both packages, and those that a test file calls.
 
 Public names are those in the `__all__` of a documented module. The tests are parsed, not run. A
-test uses an object if its code reads the object under any of its names, or reads it from its module
-by `getattr` with the keys of a table. Annotations and imports do not count.
+test calls an object if its code calls the object under any of its names, derives a class from it,
+decorates with it, hands it to a function that may call it, or calls a variable to which a table
+with the object was assigned. An object that is only read, compared or looked at does not count, nor
+do annotations and imports.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PACKAGES", "defaults", "object_of", "public_names", "unused", "used_by"]
+__all__ = ["PACKAGES", "called_by", "defaults", "object_of", "public_names", "uncalled"]
 
 ROOT = Path(__file__).resolve().parent.parent
 DIRECTIVE = re.compile(r"^\.\. auto\w+:: ([\w.]+)", re.MULTILINE)
@@ -62,12 +64,35 @@ def dotted_name(node: ast.AST) -> str:
     return ""
 
 
+# Functions that look at what they are given, or only store it.
+LOOKING = re.compile(
+    "dict|dumps|enumerate|frozenset|get_type_hints|getattr|getsource|hasattr|id|isinstance|"
+    "issubclass|len|list|namedtuple|param|parametrize|partial|print|repr|set|setattr|signature|"
+    "sorted|str|tuple|type|zip"
+)
+
+
+def read_in(node: ast.AST | None) -> list[str]:
+    """Return the longest dotted names that an expression reads."""
+    if node is None:
+        return []
+    if dotted := dotted_name(node):
+        return [dotted]
+    return [name for child in ast.iter_child_nodes(node) for name in read_in(child)]
+
+
 class Reader(ast.NodeVisitor):
-    """Collects the objects of the packages that a test file uses, by identity."""
+    """Collects the objects of the packages that a test file calls.
+
+    Attributes:
+        called: The dotted names that are called, those of variables included.
+        values: The dotted names in the expressions that a variable takes its value from.
+    """
 
     def __init__(self) -> None:
         self.bound: dict[str, str] = {}
-        self.used: list[Any] = []
+        self.called: list[str] = []
+        self.values: dict[str, list[str]] = {}
         self.looked_in: list[Any] = []
         self.texts: set[str] = set()
 
@@ -81,13 +106,40 @@ class Reader(ast.NodeVisitor):
         for name in node.names:
             self.bound[name.asname or name.name] = f"{node.module}.{name.name}"
 
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self.called += [name for base in node.bases for name in read_in(base)]
+        self.called += filter(None, map(dotted_name, node.decorator_list))
+        self.generic_visit(node)
+
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self.called += filter(None, map(dotted_name, node.decorator_list))
+        for call in node.decorator_list:
+            self.take_parameters(node.name, call)
         for part in (*node.decorator_list, *node.args.defaults, *node.args.kw_defaults, *node.body):
             if part is not None:
                 self.visit(part)
 
+    def take_parameters(self, name: str, node: ast.expr) -> None:
+        """Assign the values of `parametrize` to its parameters, and those of a fixture to it."""
+        if not isinstance(node, ast.Call):
+            return
+        if dotted_name(node.func).endswith("parametrize"):
+            texts = [n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant)]
+            parameters = [name.strip() for name in ",".join(map(str, texts)).split(",")]
+            rows = getattr(node.args[1], "elts", [node.args[1]])
+            for row in rows:
+                parts = getattr(row, "elts", [])
+                for i, parameter in enumerate(parameters):
+                    alone = len(parameters) > 1 and len(parts) == len(parameters)
+                    self.assign(parameter, parts[i] if alone else row)
+        for keyword in node.keywords:
+            if keyword.arg == "params":
+                self.assign(name, keyword.value)
+                self.assign("request", keyword.value)
+
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
+            self.take(node.target, node.value)
             self.visit(node.value)
 
     def visit_Assign(self, node: ast.Assign) -> None:
@@ -96,46 +148,65 @@ class Reader(ast.NodeVisitor):
         if isinstance(node.targets[0], ast.Name) and inspect.ismodule(self.meant(value)):
             first, _, rest = value.partition(".")
             self.bound[node.targets[0].id] = ".".join(filter(None, (self.bound[first], rest)))
+        for target in node.targets:
+            self.take(target, node.value)
         self.generic_visit(node)
 
-    def visit_Name(self, node: ast.Name) -> None:
-        self.read(node.id)
+    def visit_For(self, node: ast.For) -> None:
+        self.take(node.target, node.iter)
+        self.generic_visit(node)
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        if dotted := dotted_name(node):
-            self.read(dotted)
-        else:
-            self.visit(node.value)
+    def visit_comprehension(self, node: ast.comprehension) -> None:
+        self.take(node.target, node.iter)
+        self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str):
             self.texts.add(node.value)
 
     def visit_Call(self, node: ast.Call) -> None:
-        if dotted_name(node.func) == "getattr" and not isinstance(node.args[1], ast.Constant):
+        name = dotted_name(node.func)
+        if name == "getattr" and not isinstance(node.args[1], ast.Constant):
             self.looked_in.append(self.meant(dotted_name(node.args[0])))
+        self.called += read_in(node.func)
+        if not LOOKING.fullmatch(name.rpartition(".")[2]):
+            arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+            self.called += filter(None, map(dotted_name, arguments))
         self.generic_visit(node)
+
+    def take(self, target: ast.expr, value: ast.expr) -> None:
+        """Assign a value to the variables of a target."""
+        for node in ast.walk(target):
+            if isinstance(node, ast.Name):
+                self.assign(node.id, value)
+
+    def assign(self, name: str, value: ast.expr) -> None:
+        self.values.setdefault(name, []).extend(read_in(value))
 
     def meant(self, dotted: str) -> Any:
         first, _, rest = dotted.partition(".")
         full = ".".join(filter(None, (self.bound.get(first, ""), rest)))
         return object_of(full) if first in self.bound else None
 
-    def read(self, dotted: str) -> None:
-        """Record a use; `Tag.SYMMETRIC` uses `Tag` as well."""
-        while dotted:
-            self.used.append(self.meant(dotted))
-            dotted = dotted.rpartition(".")[0]
-
     def found(self) -> Iterator[Any]:
-        """Yield the objects used by name, and those that tables of names select from modules."""
-        yield from self.used
+        """Yield the objects that are called, and those that tables of names select from modules.
+
+        A call of `Tag.of` calls `Tag` as well, and one of a variable each object in its value.
+        """
+        names, seen = list(self.called), set()
+        while names:
+            dotted = names.pop()
+            if dotted not in seen:
+                seen.add(dotted)
+                yield self.meant(dotted)
+                names += self.values.get(dotted, ())
+                names += filter(None, [dotted.rpartition(".")[0]])
         for module in filter(inspect.ismodule, self.looked_in):
             yield from (getattr(module, text) for text in self.texts if text in dir(module))
 
 
-def used_by(source: str) -> list[Any]:
-    """Return the objects used by the source of a test file."""
+def called_by(source: str) -> list[Any]:
+    """Return the objects called by the source of a test file."""
     reader = Reader()
     reader.visit(ast.parse(source))
     return [found for found in reader.found() if found is not None]
@@ -154,24 +225,30 @@ def public_names(package: str) -> set[str]:
     }
 
 
-def is_used(found: Any, used: dict[int, Any]) -> bool:
-    """Return whether a function or class is used; an abstract class may be used by a subclass."""
-    if id(found) in used:
-        return True
-    below = type.__subclasses__(found) if inspect.isabstract(found) else []
-    return any(is_used(each, used) for each in below)
-
-
-def unused(package: str, used: dict[int, Any]) -> list[str]:
-    """Return the public functions and classes of a package that no test uses."""
-    missing = set()
+def public_callables(package: str) -> dict[str, Any]:
+    """Return the public functions and classes of a package by name, without protocols."""
+    found = {}
     for name in public_names(package):
         member = object_of(name)
         ours = str(getattr(member, "__module__", "")).split(".")[0] == package
         protocol = getattr(member, "_is_protocol", False)
         if ours and inspect.isroutine(member) | isinstance(member, type) and not protocol:
-            missing |= set() if is_used(member, used) else {name}
-    return sorted(missing)
+            found[name] = member
+    return found
+
+
+def is_called(found: Any, called: dict[int, Any]) -> bool:
+    """Return whether a function or class is called; of an abstract class, a subclass."""
+    if id(found) in called:
+        return True
+    below = type.__subclasses__(found) if inspect.isabstract(found) else []
+    return any(is_called(each, called) for each in below)
+
+
+def uncalled(package: str, called: dict[int, Any]) -> list[str]:
+    """Return the public functions and classes of a package that no test calls."""
+    every = public_callables(package).items()
+    return sorted(name for name, member in every if not is_called(member, called))
 
 
 def is_number(value: Any) -> bool:
