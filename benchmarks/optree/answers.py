@@ -28,7 +28,7 @@ def expected_leaves(tree: Tree, rival: Any) -> list[Any]:
     waiting = [tree]
     while waiting:
         node = waiting.pop()
-        children = _children(node, rival)
+        children = children_of(node, rival)
         if children is not None:
             waiting += reversed(children)
         elif node is not None or rival.NONE_IS_LEAF:
@@ -36,17 +36,22 @@ def expected_leaves(tree: Tree, rival: Any) -> list[Any]:
     return leaves
 
 
-def _children(node: Tree, rival: Any) -> list[Tree] | None:
-    """Return the children of a container, None for anything else."""
+def children_of(node: Tree, rival: Any) -> list[Tree] | None:
+    """Return the children of a container in the rival's order, None for anything else."""
     if isinstance(node, dict):
-        ordered = isinstance(node, OrderedDict)
-        sort = rival.SORTS_ORDERED_DICT if ordered else rival.SORTS_DICT
-        return [node[key] for key in (sorted(node) if sort else node)]
+        return [node[key] for key in keys_of(node, rival)]
     if isinstance(node, (tuple, list)):
         return list(node)
     if isinstance(node, (Pair, Record)):
         return [node.left, node.right]
     return None
+
+
+def keys_of(node: dict[Any, Tree], rival: Any) -> list[Any]:
+    """Return the keys of a mapping in the rival's order."""
+    ordered = isinstance(node, OrderedDict)
+    sort = rival.SORTS_ORDERED_DICT if ordered else rival.SORTS_DICT
+    return sorted(node) if sort else list(node)
 
 
 def check_core(rival: Any, tree: Tree) -> None:
@@ -57,13 +62,13 @@ def check_core(rival: Any, tree: Tree) -> None:
     """
     expected = expected_leaves(tree, rival)
     leaves, spec = rival.parts(tree)
-    _same_objects("flatten", list(leaves), expected)
+    same_objects("flatten", list(leaves), expected)
     rebuilt = rival.rebuild(spec, leaves)
-    _same_tree("unflatten", rebuilt, tree, rival)
-    _same_objects("unflatten", expected_leaves(rebuilt, rival), expected)
+    same_tree("unflatten", rebuilt, tree, rival)
+    same_objects("unflatten", expected_leaves(rebuilt, rival), expected)
     mapped = rival.map_(_Box, tree)
-    _same_tree("map", mapped, tree, rival)
-    _same_objects("map", [box.content for box in expected_leaves(mapped, rival)], expected)
+    same_tree("map", mapped, tree, rival, leaf_type=_Box)
+    same_objects("map", [box.content for box in expected_leaves(mapped, rival)], expected)
 
 
 class _Box:
@@ -75,7 +80,8 @@ class _Box:
         self.content = content
 
 
-def _same_objects(operation: str, got: list[Any], expected: list[Any]) -> None:
+def same_objects(operation: str, got: list[Any], expected: list[Any]) -> None:
+    """Raise unless both lists have the same objects in the same order."""
     if len(got) != len(expected):
         raise WrongAnswerError(f"{operation}: expected {len(expected)} leaves, got {len(got)}")
     for index, (one, other) in enumerate(zip(got, expected)):
@@ -83,23 +89,33 @@ def _same_objects(operation: str, got: list[Any], expected: list[Any]) -> None:
             raise WrongAnswerError(f"{operation}: leaf {index} is {one!r}, expected {other!r}")
 
 
-def _same_tree(operation: str, got: Tree, expected: Tree, rival: Any) -> None:
-    """Compare types and keys at all levels; the leaves were compared before."""
+def same_tree(
+    operation: str, got: Tree, expected: Tree, rival: Any, leaf_type: type | None = None
+) -> None:
+    """Raise unless types and keys are the same at all levels; leaves are compared separately.
+
+    Args:
+        operation: for the text of the error.
+        got: the tree of the rival.
+        expected: the tree that it should be like.
+        rival: as for `expected_leaves`.
+        leaf_type: the type of the leaves of `got`, if it is not that of `expected`.
+    """
     waiting = [(got, expected)]
     while waiting:
         one, other = waiting.pop()
-        if isinstance(one, _Box):
+        if leaf_type is not None and isinstance(one, leaf_type):
             continue
         if type(one) is not type(other):
             raise WrongAnswerError(
                 f"{operation}: expected a {type(other).__name__}, got a {type(one).__name__}"
             )
-        children = _children(one, rival)
+        children = children_of(one, rival)
         if children is None:
             continue
         if isinstance(one, dict) and one.keys() != other.keys():
             raise WrongAnswerError(f"{operation}: the keys differ, got {list(one)[:9]}")
-        expected_children = _children(other, rival)
+        expected_children = children_of(other, rival)
         assert expected_children is not None
         if len(children) != len(expected_children):
             raise WrongAnswerError(f"{operation}: a {type(one).__name__} changed its length")

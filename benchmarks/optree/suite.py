@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.harness.case import Prepared, UnsupportedError, describe
 from benchmarks.optree.answers import check_core, digest
+from benchmarks.optree.expected import check_other
 from benchmarks.optree.operations import MATRIX, NOT_COMPARED, Inputs, statement_of
 from benchmarks.optree.trees import COLD_TREES, cold_batch, make_tree, numbered_leaf
 
@@ -64,6 +65,7 @@ def prepare(rival: Any, case: dict[str, Any]) -> Prepared:
             check_core(rival, inputs.tree)
             _checked.add(tree_name)
         return Prepared(statement, names)
+    check_other(rival, operation, answer, inputs)
     compared = rival.COMPARABLE and operation not in NOT_COMPARED
     return Prepared(statement, names, digest(answer) if compared else None)
 

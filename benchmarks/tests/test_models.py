@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from benchmarks.engines import explicit
 from benchmarks.torchopt import problems
+from benchmarks.torchopt.meta_steps import __main__ as meta_steps
 from benchmarks.torchopt.meta_steps import in_torch, rows
 from torch import Tensor
 
@@ -62,3 +66,18 @@ def test_the_doctor_finds_nothing(name: str) -> None:
     assert found.forward is not None
     assert abs(found.reverse - found.forward) < 1e-8 * abs(found.reverse)
     assert abs(found.reverse - found.difference) < 1e-4 * abs(found.reverse)
+
+
+def test_meta_gradients_of_all_ways_are_compared(tmp_path: Path) -> None:
+    gradients = {"jit": 1.0, "eager": 1.0 + 1e-6, "compile": 1.5, "again": float("nan")}
+    for way, value in gradients.items():
+        np.savez(tmp_path / f"row-{way}.npz", np.ones(3), np.array([0.1, value]))
+    found = meta_steps.differences(tmp_path, "row")
+    assert found["eager"] == pytest.approx(1e-6)
+    assert found["compile"] == pytest.approx(0.5)
+    assert found["again"] == math.inf
+    (tmp_path / "row-jit.npz").unlink()
+    found = meta_steps.differences(tmp_path, "row")
+    assert set(found) == {"compile", "again"}
+    assert found["compile"] == pytest.approx(0.5, rel=1e-5)
+    assert meta_steps.differences(tmp_path, "other") == {}

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from benchmarks.harness.rival import Rival, RivalError, prepare
 from benchmarks.harness.worker import measure
 from benchmarks.optree import (
     answers,
+    expected,
     report,
     rivals,
     shortfalls,
@@ -24,6 +27,8 @@ from benchmarks.optree import (
 from benchmarks.optree import operations as operations_table
 from benchmarks.optree.rivals import OURS
 from benchmarks.optree.targets import BASELINE, FLOORS
+
+import optree
 
 LEAVES = {
     "resnet18": 244,
@@ -139,6 +144,95 @@ def test_answers_differ_when_types_order_or_leaves_differ() -> None:
     ]
     assert len({answers.digest(tree) for tree in trees_that_differ}) == len(trees_that_differ)
     assert answers.digest([leaf(0)]) == answers.digest([leaf(0)])
+
+
+RIVALS = ("optree_api", "torch_pytree")
+ON_TREES = [
+    (operation, tree)
+    for operation in expected.CHECKS
+    for tree in (
+        ("custom1000", "dataclass1000")
+        if operation in operations_table.CUSTOM
+        else ("dict3", "resnet50", "state_flat")
+    )
+]
+
+
+def answered(module: str, operation: str, tree: str) -> tuple[Any, Any, Any]:
+    """Return a rival, its answer, and the inputs of the statement."""
+    rival = importlib.import_module(f"benchmarks.optree.rivals.{module}")
+    found = operations_table.statement_of(rival, operation)
+    if found is None:
+        return rival, None, None
+    inputs = operations_table.Inputs(rival, tree)
+    setup, statement = found
+    code = compile(f"{setup}\n{statement}", "<benchmark>", "exec")
+    names = inputs.names(rival, set(code.co_names))
+    exec(setup, names)
+    try:
+        return rival, eval(statement, names), inputs
+    finally:
+        if "mode" in names:
+            names["mode"].__exit__(None, None, None)
+
+
+def test_every_operation_outside_the_matrix_is_checked() -> None:
+    others = {*operations_table.OTHER, *operations_table.CUSTOM}
+    assert set(expected.CHECKS) == others
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch unpickles it itself
+@pytest.mark.parametrize("module", RIVALS)
+@pytest.mark.parametrize(("operation", "tree"), ON_TREES)
+def test_right_answers_of_other_operations_pass(module: str, operation: str, tree: str) -> None:
+    rival, answer, inputs = answered(module, operation, tree)
+    if inputs is not None:
+        expected.check_other(rival, operation, answer, inputs)
+
+
+def wrong(answer: Any) -> Any:
+    """Return an answer of the same kind with another content."""
+    if isinstance(answer, bool):
+        return not answer
+    if isinstance(answer, (int, str, bytes)):
+        other = {int: 7, str: "(*)", bytes: pickle.dumps(None)}
+        return other[type(answer)]
+    if isinstance(answer, deque):
+        return deque([0])
+    if isinstance(answer, dict):
+        first, second, *_ = answer
+        return type(answer)(answer, **{first: answer[second], second: answer[first]})
+    if isinstance(answer, list):
+        return [*answer[:-2], answer[-1], answer[-2]]
+    if isinstance(answer, tuple):
+        return (wrong(answer[0]), *answer[1:])
+    if isinstance(answer, trees.Leaf):
+        return None
+    return type(answer)() if answer is None else optree.tree_structure([0, 0])
+
+
+ALL_ALIKE = {"map_two", "custom_map", "partition"}  # every leaf of the answer is the same
+
+
+@pytest.mark.parametrize("operation", [x for x in expected.CHECKS if x not in ALL_ALIKE])
+def test_wrong_answers_of_other_operations_are_noticed(operation: str) -> None:
+    tree = "custom1000" if operation in operations_table.CUSTOM else "dict3"
+    rival, answer, inputs = answered("optree_api", operation, tree)
+    with pytest.raises((answers.WrongAnswerError, ValueError)):
+        expected.check_other(rival, operation, wrong(answer), inputs)
+
+
+def test_wrong_values_of_leaves_are_noticed() -> None:
+    rival, answer, inputs = answered("optree_api", "custom_map", "custom1000")
+    answer[7].left = True
+    with pytest.raises(answers.WrongAnswerError, match=r"^custom_map: leaf 14 is True"):
+        expected.check_other(rival, "custom_map", answer, inputs)
+    rival, answer, inputs = answered("optree_api", "map_two", "dict3")
+    with pytest.raises(answers.WrongAnswerError, match=r"^map_two: leaf 0 is True"):
+        expected.check_other(rival, "map_two", {**answer, "bias": True}, inputs)
+    rival, answer, inputs = answered("optree_api", "partition", "dict3")
+    with pytest.raises(answers.WrongAnswerError, match=r"^partition: leaf 0 is Leaf"):
+        expected.check_other(rival, "partition", answer[::-1], inputs)
 
 
 def test_a_cold_case_never_times_the_same_input_twice() -> None:

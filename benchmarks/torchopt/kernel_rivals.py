@@ -111,7 +111,7 @@ def in_place_rivals(shapes: Sequence[tuple[int, ...]], device: str) -> dict[str,
         steps[name] = make(sets[name]).step
         steps[name]()
     for params in sets.values():
-        for got, want in zip(params, sets["torch fused"]):
+        for got, want in zip(params, sets["torch fused"], strict=True):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     return steps
 

@@ -26,7 +26,7 @@ def _function(rival: Any, case: dict[str, Any]) -> Any:
     params, grads = problems.make_set(case["tree"])
     if case["operation"] in ("functional", "differentiable"):
         return function_of(rival, case["operation"])(params, grads)
-    for p, g in zip(params, grads):
+    for p, g in zip(params, grads, strict=True):
         p.requires_grad_()
         p.grad = g
     return function_of(rival, "in_place")(params, case["operation"])
@@ -79,25 +79,25 @@ def _check_in_place(rival: Any, name: str, params: list[Any], grads: list[Any]) 
     twin = [p.clone().requires_grad_() for p in params]
     exact = [p.double().requires_grad_() for p in params]
     for tensors in (twin, exact):
-        for p, g in zip(tensors, grads):
+        for p, g in zip(tensors, grads, strict=True):
             p.grad = g.to(p.dtype, copy=True)
     rival.in_place(twin, name)()
     if name in matrices.STEPS:
         matrices.one_by_one(exact, name)()
     else:
         torch_optim.in_place(exact, name, foreach=False)()
-    steps = [e.detach() - p for e, p in zip(exact, params)]
+    steps = [e.detach() - p for e, p in zip(exact, params, strict=True)]
     largest = max(float(x.abs().max()) for x in steps)
     # Torch's Muon rounds to bfloat16, 0.4 %, in each of five products that amplify by up to 3.4.
     share = 0.1 if name == "muon" else 0.02
-    for got, p, wanted in zip(twin, params, steps):
+    for got, p, wanted in zip(twin, params, steps, strict=True):
         moved = got.detach().double() - p
         torch.testing.assert_close(moved, wanted, rtol=0, atol=share * largest + 2e-7)
 
 
 def _check_gradients(answer: Any, expected: list[Any]) -> None:
     scale = max(float(e.abs().max()) for e in expected)
-    for got, wanted in zip(answer, expected):
+    for got, wanted in zip(answer, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=2e-2, atol=2e-2 * scale)
 
 
