@@ -322,7 +322,7 @@ def inner_loop(
             `steps`, time is proportional to the number of scalars.
         keep: What is kept of the run. `"all"`: everything (`"mixed"`: states and gradients).
             `"steps"`: the states; the backward pass computes each step again, once. In reverse mode
-            the last steps keep their graph as long as it takes less than 4 MiB in total, and
+            the last step keeps its graph, others before it too if all take less than 4 MiB, and
             earlier ones are differentiated several at once, as many as take half of that; a trial
             step of the first call measures how many. An int: this many states, with as few
             recomputed steps as possible, by binomial checkpointing; from 32 on, several steps are

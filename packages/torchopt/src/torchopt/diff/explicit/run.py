@@ -66,7 +66,7 @@ class Run:
         carry = start(call, optimizer, tensors).detached()
         drawn = not all(map(torch.equal, before_start, seen.generators()))
         tail: Tail | None = None
-        begin = call.steps
+        begin = call.steps - 1 if self._keeps_graphs() else call.steps
         for t in range(call.steps):
             if t in places and t > 0:
                 seen = seen.retaken()
@@ -86,7 +86,7 @@ class Run:
             if t in places:
                 state = None if self._follows(t, kept, drawn=drawn) else before
                 self._moments.keep(t, Moment(state, seen, kept))
-            if t == call.first and self._is_small(carry):
+            if t == call.first and tail is None and self._is_small(carry):
                 begin = self._measured(before, tensors, seen)
             losses.append(value)
             aux.append(extra)
@@ -110,9 +110,8 @@ class Run:
                 tail.step(call.first)
                 size = call.sizes[_form(call)] = max(1, int(count.now))
         self._at_once = max(1, self._room // (2 * size))
-        if self.snapshots < call.steps - call.first:
-            return call.steps  # a second backward pass needs the states of all steps
-        return max(call.first + 1, call.steps - self._room // size)
+        kept = max(1, self._room // size) if self._keeps_graphs() else 0
+        return max(call.first + 1, call.steps - kept)
 
     def _follows(self, step: int, grads: list[Any] | None, *, drawn: bool) -> bool:
         """Return whether the state before a step is recomputed from an earlier one and gradients.
@@ -271,14 +270,20 @@ class Run:
         with self._seen.replayed():  # an optimizer may draw its state
             return pull_back_start(self.call, inputs, smooth)
 
+    def _keeps_graphs(self) -> bool:
+        """Return whether the last step, at least, keeps its graph: the first that is reversed."""
+        # A second backward pass needs the states of all steps.
+        return self._may_keep() and self.snapshots >= self.call.steps - self.call.first
+
+    def _may_keep(self) -> bool:
+        call = self.call
+        if not self._room or call.derivative != "reverse" or call.host:
+            return False
+        return top_saved_tensor_hooks(True) is None  # they would apply to a graph kept here
+
     def _is_small(self, carry: Carry) -> bool:
         """Return whether several steps may be reversed together, which pays if they are short."""
-        call = self.call
-        if call.derivative != "reverse" or call.host:
-            return False
-        if top_saved_tensor_hooks(True) is not None:  # they would apply to a graph kept here
-            return False
-        return 8 * sum(x.nbytes for x in carry.tensors()) <= self._room
+        return self._may_keep() and 8 * sum(x.nbytes for x in carry.tensors()) <= self._room
 
     def _reversed(self, inputs: Leaves, end: int) -> Iterator[tuple[range, Moment]]:
         """Yield the differentiated steps before `end` in reverse order, one or several at a time.
