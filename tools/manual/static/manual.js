@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is wider than the page scrolls and says so; the version menu opens another manual.
 document.addEventListener("DOMContentLoaded", () => {
+  // A cell with a long text stays wide where the table scrolls.
+  document.querySelectorAll("table.docutils td").forEach((cell) => {
+    if (cell.textContent.length > 70) cell.classList.add("long");
+  });
   const mark = () => {
     // On a phone an image that is much wider than high scrolls, because its text would be too small.
     document.querySelectorAll("article img").forEach((image) => {
