@@ -508,6 +508,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         ValueError,
         ("at $['w']", "(2,)", "gradients like the parameters"),
     ),
+    "a tuple of gradients for a list of parameters": (
+        lambda: updated((torch.ones(2),), [torch.ones(2)], optimizer=torchopt.adamw(0.1)),
+        ValueError,
+        ("expected list of 1, got tuple of 1", "convert it with list(...)"),
+    ),
     "an update for no parameter": (
         lambda: torchopt.apply_updates(None, torch.ones(2)),
         LeafTypeError,

@@ -61,10 +61,13 @@ def flatten_up_to(
         where, expected, got = _first_difference(spec, tree)
         if spec_of is not None:
             expected, got = got, expected
+        advice = "pass trees of one structure, with None for a leaf that has no value"
+        (wanted, _, size), (found, _, other) = expected.partition(" "), got.partition(" ")
+        if {wanted, found} == {"list", "tuple"} and size == other:
+            advice = f"convert it with {wanted}(...)"
         raise ValueError(
             f"{what}: expected {spec_of or 'a tree'} like {_shortened(tree if spec_of else spec)}; "
-            f"at {where}: expected {expected}, got {got}; pass trees of one structure, with None "
-            "for a leaf that has no value"
+            f"at {where}: expected {expected}, got {got}; {advice}"
         ) from error
 
 
