@@ -126,11 +126,13 @@ def test_the_reference_has_every_public_module() -> None:
 def documented_members(module: str) -> list[str]:
     """Return the names of a module that pages list one by one."""
     text = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
-    entry = rf"^\.\. auto(?:function|class):: {re.escape(module)}\.(\w+)$"
+    entry = rf"^\.\. auto(?:function|class|exception):: {re.escape(module)}\.(\w+)$"
     return re.findall(entry, text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["alias", "transform", "diff.zero_order"])
+@pytest.mark.parametrize(
+    "name", ["alias", "transform", "diff.zero_order", "linear_solve", "solvers"]
+)
 def test_modules_on_several_pages_are_documented_once_and_in_full(name: str) -> None:
     module = importlib.import_module(f"torchopt.{name}")
     elsewhere = {"Estimator", "GradientEstimate", "ZeroOrderGradientModule"}

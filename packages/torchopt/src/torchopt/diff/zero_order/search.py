@@ -25,9 +25,11 @@ contains the gradient.
 
 References:
     F. Sehnke, C. Osendorfer, T. Rueckstiess, A. Graves, J. Peters, J. Schmidhuber, Parameter-
-    exploring policy gradients, Neural Networks 23, 2010 (symmetric sampling);
+    exploring policy gradients, Neural Networks 23, 2010 (symmetric sampling)
+
     D. Wierstra, T. Schaul, T. Glasmachers, Y. Sun, J. Peters, J. Schmidhuber, Natural evolution
-    strategies, JMLR 15, 2014 (separable NES);
+    strategies, JMLR 15, 2014 (separable NES)
+
     N. Maheswaranathan, L. Metz, G. Tucker, D. Choi, J. Sohl-Dickstein, Guided evolutionary
     strategies, ICML 2019, https://arxiv.org/abs/1806.10230
 """
