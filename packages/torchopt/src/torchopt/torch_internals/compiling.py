@@ -24,8 +24,12 @@ SMALL, LARGE = 20_000, 2**20
 aten = torch.ops.aten
 
 
-def compiled_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
+def compiled_graph(
+    graph: torch.fx.GraphModule, examples: Sequence[Tensor]
+) -> Callable[[list[Tensor]], Any]:
     """Return a function that runs a graph of operations compiled by inductor, without guards.
+
+    It takes a list of its arguments, which it may empty.
 
     Raises:
         CompilerError: There is no working C++ compiler, or inductor fails.
@@ -37,7 +41,9 @@ def compiled_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> C
         raise CompilerError(_why_not_compiled(error)) from error
 
 
-def _compiled(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
+def _compiled(
+    graph: torch.fx.GraphModule, examples: Sequence[Tensor]
+) -> Callable[[list[Tensor]], Any]:
     from torch._functorch import config as settings
     from torch._inductor import compile_fx, exc
 
@@ -57,11 +63,11 @@ def _compiled(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callab
                 raise
             run = _compiled_alone(graph, examples, in_cpp=False)
     if run is not None:
-        return lambda *arguments: run(list(arguments))
+        return run
     # A hit in this cache would bypass the compilation. Inductor's own cache remains in use.
     with settings.patch(enable_autograd_cache=False):
         whole: Any = compile_fx.compile_fx(graph, list(examples), config_patches=OPTIONS)
-    return whole  # type: ignore[no-any-return]
+    return lambda arguments: whole(*arguments)
 
 
 def _compiled_alone(

@@ -153,6 +153,7 @@ class Call:
         judge: Computes and judges differences of gradients, for `"differences"`.
         reach: Returns the fingerprint of everything that loss and optimizer reach now.
         sizes: The bytes of the graph of a step, by the form of the inputs, from earlier calls.
+        repeats: Gets what repetitions of this call need; None: it is not repeated.
     """
 
     loss: Callable[..., Any]
@@ -175,6 +176,7 @@ class Call:
     judge: Judge | None = None
     reach: Callable[[], Fingerprint] = fingerprint
     sizes: dict[Any, int] = field(default_factory=dict)
+    repeats: list[Any] | None = None
 
     @property
     def second_order(self) -> bool:

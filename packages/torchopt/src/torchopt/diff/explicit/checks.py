@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from torchopt.errors import NotDifferentiableError
 from torchopt.tree import tree_leaves, tree_structure
 
 __all__ = [
+    "batches_of",
     "leading",
     "require_count",
     "require_length",
@@ -46,6 +47,33 @@ def require_no_iterable(batches: Any) -> None:
             "inner_loop: batches: expected a list of batches or a tree of stacked tensors, got "
             f"{type(batches).__name__}; pass list(...) of what it yields, one for each step."
         )
+
+
+def batches_of(batch: Any, batches: Any, steps: int) -> tuple[Sequence[Any], bool]:
+    """Return one batch, or one for each step, and whether the one batch is stacked by steps."""
+    if batches is None:
+        return (batch,), False
+    if batch is not None:
+        raise TypeError(
+            "inner_loop: expected a batch for all steps or batches=, one for each step, got both."
+        )
+    if isinstance(batches, (list, tuple)) and not hasattr(batches, "_fields"):
+        stacked = leading(batches) == {steps}
+        if stacked and isinstance(batches, tuple) and len(batches) == steps:
+            raise ValueError(
+                f"inner_loop: batches: expected a tuple that is either one batch for each of "
+                f"{steps} steps or a tree of tensors with a leading dimension of "
+                f"{steps}, got one that is both; pass a list of batches, or a dict of "
+                "stacked tensors."
+            )
+        if not stacked or len(batches) == steps:
+            require_length(len(batches), steps, "a sequence of")
+            return tuple(batches), False
+    require_no_iterable(batches)
+    lengths = leading(batches)
+    if lengths != {steps}:
+        require_length(min(lengths - {steps}, default=0), steps, "tensors of")
+    return (batches,), True
 
 
 def require_count(value: Any, what: str) -> None:

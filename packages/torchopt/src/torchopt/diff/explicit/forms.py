@@ -32,6 +32,7 @@ __all__ = [
     "filled",
     "fixed",
     "form_key",
+    "is_count",
     "present",
     "with_counts",
     "with_ints",
@@ -175,7 +176,8 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty(0, dtype=x.dtype)
 
 
-def _is_count(x: Any) -> bool:
+def is_count(x: Any) -> bool:
+    """Return whether a leaf of a state is a Python integer."""
     return isinstance(x, int) and not isinstance(x, bool)
 
 
@@ -188,13 +190,13 @@ def with_counts(carry: Carry, params: Any) -> Carry:
         carry: Parameters and state.
         params: The structure of the parameters.
     """
-    if not any(map(_is_count, carry.state)):
+    if not any(map(is_count, carry.state)):
         return carry
     ends = {tuple(path) for path in params.paths()}
     counts: dict[Hashable, Tensor] = {}
     state = []
     for path, x in zip(carry.state_spec.paths(), carry.state):
-        if _is_count(x):
+        if is_count(x):
             start = next((path[:k] for k in range(len(path) + 1) if path[k:] in ends), path)
             x = counts.setdefault((start, x), torch.tensor(x))
         state.append(x)
@@ -203,9 +205,9 @@ def with_counts(carry: Carry, params: Any) -> Carry:
 
 def with_ints(carry: Carry, like: Carry) -> Carry:
     """Return a carry whose tensors are replaced by integers where `like` has integers."""
-    if not any(map(_is_count, like.state)):
+    if not any(map(is_count, like.state)):
         return carry
-    state = tuple(int(x) if _is_count(y) else x for x, y in zip(carry.state, like.state))
+    state = tuple(int(x) if is_count(y) else x for x, y in zip(carry.state, like.state))
     return replace(carry, state=state)
 
 

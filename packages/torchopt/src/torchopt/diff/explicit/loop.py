@@ -16,15 +16,9 @@ from torchopt.diff.engine import Engine
 from torchopt.diff.explicit.blocks import find_blocks
 from torchopt.diff.explicit.budget import in_bytes
 from torchopt.diff.explicit.call import Call, make_inputs
-from torchopt.diff.explicit.checks import (
-    leading,
-    require_count,
-    require_length,
-    require_no_iterable,
-    require_place,
-    task_count,
-)
+from torchopt.diff.explicit.checks import batches_of, require_count, require_place, task_count
 from torchopt.diff.explicit.dispatch import run_call
+from torchopt.diff.explicit.repeated import Given, Repetitions
 from torchopt.diff.explicit.stepper import Memory
 from torchopt.diff.problem import require_verify
 from torchopt.diff.sealed import EXCHANGED, are_plain, is_sealed_without
@@ -80,6 +74,9 @@ class Explicit(Engine):
         init=False, default_factory=VerifyReport, repr=False, compare=False
     )
     _memory: Memory = field(init=False, default_factory=Memory, repr=False, compare=False)
+    _repetitions: Repetitions = field(
+        init=False, default_factory=Repetitions, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -194,8 +191,17 @@ class Explicit(Engine):
         **hypers: Any,
     ) -> InnerResult:
         """Run the loop without the checks of `verify`."""
-        call = self._call(params, batch, meta, batches, state, hypers)
+        given, known = None, None
+        if self.execute != "eager" and batches is None and state is None:
+            given = Given.of((params, batch, *meta), hypers)
+            known = given and self._repetitions.find(given, self._memory, self.loss)
+            if given and known and known.is_direct:
+                return InnerResult(*known.result(given.tensors))
+        repeats: list[Any] | None = [] if given and known is None else None
+        call = self._call(params, batch, meta, batches, state, hypers, repeats)
         form, outputs = call.params.spec, run_call(call, self.keep, self.execute, self.unroll)
+        if given and repeats:
+            self._repetitions.note(given, call, self._memory)
         carry = outputs.carry
         return InnerResult(
             tree_unflatten(form, carry.params),
@@ -212,9 +218,10 @@ class Explicit(Engine):
         batches: Any,
         state: Any,
         hypers: dict[str, Any],
+        repeats: list[Any] | None,
     ) -> Call:
         stepper = self._memory.stepper(self.optimizer, hypers)
-        each, by_step = self._batches(batch, batches)
+        each, by_step = batches_of(batch, batches, self.steps)
         dims = (None,) * (2 + len(meta)) if self.tasks is None else tuple(self.tasks)
         if len(dims) != 2 + len(meta):
             raise ValueError(
@@ -238,6 +245,7 @@ class Explicit(Engine):
             blocks=self._blocks(),
             host=self.keep_on == "host",
             judge=None if differences is None else Judge(differences, self.report),
+            repeats=repeats,
             plain=are_plain(params, batch, batches, meta) and self._is_sealed(),
             **fields,
         )
@@ -252,33 +260,6 @@ class Explicit(Engine):
         if self.derivative != "mixed":
             return ()
         return tuple(find_blocks(self.loss, self.blocks))
-
-    def _batches(self, batch: Any, batches: Any) -> tuple[Sequence[Any], bool]:
-        """Return one batch, or one for each step, and whether the one batch is stacked by steps."""
-        if batches is None:
-            return (batch,), False
-        if batch is not None:
-            raise TypeError(
-                "inner_loop: expected a batch for all steps or batches=, one for each step, got "
-                "both."
-            )
-        if isinstance(batches, (list, tuple)) and not hasattr(batches, "_fields"):
-            stacked = leading(batches) == {self.steps}
-            if stacked and isinstance(batches, tuple) and len(batches) == self.steps:
-                raise ValueError(
-                    f"inner_loop: batches: expected a tuple that is either one batch for each of "
-                    f"{self.steps} steps or a tree of tensors with a leading dimension of "
-                    f"{self.steps}, got one that is both; pass a list of batches, or a dict of "
-                    "stacked tensors."
-                )
-            if not stacked or len(batches) == self.steps:
-                require_length(len(batches), self.steps, "a sequence of")
-                return tuple(batches), False
-        require_no_iterable(batches)
-        lengths = leading(batches)
-        if lengths != {self.steps}:
-            require_length(min(lengths - {self.steps}, default=0), self.steps, "tensors of")
-        return (batches,), True
 
 
 def inner_loop(

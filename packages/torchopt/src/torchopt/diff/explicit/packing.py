@@ -50,6 +50,10 @@ class Packing:
     def _like(self) -> list[Tensor]:
         return [ONE.expand(shape) for shape in self.shapes]
 
+    @functools.cached_property
+    def _others(self) -> list[int]:
+        return [i for i in range(self.size) if i not in self.places]
+
     @property
     def count(self) -> int:
         """The number of tensors in a packed list."""
@@ -59,15 +63,17 @@ class Packing:
         """Return the packed list: the buffer, followed by the other tensors."""
         if not self.places:
             return list(tensors)
-        inside = set(self.places)
-        others = [x for i, x in enumerate(tensors) if i not in inside]
-        return [flattened([tensors[i] for i in self.places]), *others]
+        if not self._others:
+            return [flattened(tensors)]
+        inside = [tensors[i] for i in self.places]
+        return [flattened(inside), *(tensors[i] for i in self._others)]
 
     def unpacked(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the original list from a packed one, with views of the buffer."""
         if not self.places:
             return list(tensors)
-        buffer, *others = tensors
-        found = dict(zip(self.places, unflattened(buffer, self._like)))
-        remaining = iter(others)
-        return [found[i] if i in found else next(remaining) for i in range(self.size)]
+        parts = unflattened(tensors[0], self._like)
+        if not self._others:
+            return list(parts)
+        found = dict(zip((*self.places, *self._others), (*parts, *tensors[1:])))
+        return [found[i] for i in range(self.size)]

@@ -19,7 +19,7 @@ class Program:
     """A traced function of a list of tensors.
 
     Attributes:
-        function: The code.
+        function: The code; it takes a list of its arguments, which it may empty.
         held: Which of the tensors that the traced function reaches are additional arguments.
         strides: The strides that the code expects; empty if it accepts any.
         draws: Whether it draws random numbers.
@@ -30,7 +30,7 @@ class Program:
         given: The packing of the first results.
     """
 
-    function: Callable[..., Any]
+    function: Callable[[list[Tensor]], Sequence[Any]]
     held: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     draws: bool
@@ -46,8 +46,7 @@ class Program:
             end = self.begin + self.taken.size
             packed = self.taken.packed(tensors[self.begin : end])
             tensors = [*tensors[: self.begin], *packed, *tensors[end:]]
-        arguments = self.fitted([*tensors, *(held[i] for i in self.held)])
-        found: Sequence[Any] = self.function(*arguments)
+        found = self.function(self.fitted([*tensors, *(held[i] for i in self.held)]))
         if self.given is None:
             return found
         count = self.given.count

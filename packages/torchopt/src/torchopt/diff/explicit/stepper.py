@@ -21,7 +21,7 @@ from torchopt.diff.explicit.fingerprint import Fingerprint, join
 from torchopt.diff.explicit.reached import Reached
 from torchopt.diff.sealed import EXCHANGED, is_sealed_without
 
-__all__ = ["Memory", "Stepper"]
+__all__ = ["Memory", "Stepper", "key_of"]
 
 MOST = 64  # forms of inputs whose sizes are remembered
 
@@ -41,6 +41,15 @@ class Stepper:
         self.optimizer, self._arguments = optimizer, arguments
         self._reached = Reached(optimizer)
         self._joined: tuple[Fingerprint, Fingerprint, Fingerprint] | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the transformation depends only on the arguments of a constructor of torchopt."""
+        return self._arguments is not None
+
+    def now(self) -> Fingerprint:
+        """Return the current fingerprint of the transformation."""
+        return self._reached.now()
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that the optimizer holds."""
@@ -101,7 +110,7 @@ class Memory:
                 f"{', '.join(map(repr, hypers))} in the call, got a transformation; "
                 "pass the constructor, or make the transformation with them."
             )
-        key = () if is_made else _key(hypers) if root_of(made) == "torchopt" else None
+        key = () if is_made else key_of(hypers) if root_of(made) == "torchopt" else None
         last = self._last
         if key is not None and last is not None and last[0] is made and last[1] == key:
             return last[2]
@@ -112,13 +121,22 @@ class Memory:
             self._last = made, key, found
         return found
 
+    def kept(self, optimizer: GradientTransformation) -> Stepper | None:
+        """Return the last optimizer, which other calls may get again, if it is this one."""
+        last = self._last
+        return None if last is None or last[2].optimizer is not optimizer else last[2]
+
     def reach(self, loss: Any, stepper: Stepper) -> Fingerprint:
         """Return the current fingerprint of the loss and an optimizer."""
-        return stepper.reach_with(self._reached(loss).now())
+        return stepper.reach_with(self.loss_now(loss))
+
+    def loss_now(self, loss: Any) -> Fingerprint:
+        """Return the current fingerprint of the loss."""
+        return self._reached(loss).now()
 
     def is_sealed(self, loss: Any) -> bool:
         """Return `is_sealed_without(loss, EXCHANGED)`, looked up again only where that changed."""
-        reached, known = self._reached(loss).now(), self._sealed
+        reached, known = self.loss_now(loss), self._sealed
         if known is None or known[0] is not reached:
             self._sealed = known = reached, is_sealed_without(loss, EXCHANGED)
         return known[1]
@@ -130,7 +148,7 @@ class Memory:
         return known[1]
 
 
-def _key(hypers: dict[str, Any]) -> Hashable:
+def key_of(hypers: dict[str, Any]) -> Hashable:
     """Return a key for arguments; None if they may change or have a graph."""
     parts: list[Hashable] = []
     for name, x in hypers.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchopt.diff.explicit.adjoint import Cotangents
 from torchopt.diff.explicit.call import Call
-from torchopt.diff.explicit.forms import Form, distinct_tensors
+from torchopt.diff.explicit.forms import WHERE, Form, distinct_tensors
 from torchopt.diff.explicit.moments import Moment
 from torchopt.diff.explicit.packing import Packing
 from torchopt.diff.explicit.step import Aux, Carry
@@ -22,7 +22,7 @@ from torchopt.diff.explicit.taken import inputs_of
 from torchopt.diff.explicit.trace import Program, versions
 from torchopt.diff.explicit.variables import Input
 
-__all__ = ["LaterMoment", "Straight"]
+__all__ = ["Caller", "LaterMoment", "Straight", "chained", "pulled_through", "require_unchanged"]
 
 
 class LaterMoment:
@@ -33,7 +33,7 @@ class LaterMoment:
         carry: Carry,
         where: Sequence[int],
         packing: Packing,
-        tensors: list[Tensor],
+        tensors: Sequence[Tensor],
         seen: object,
     ) -> None:
         self._carry, self._where, self._packing = carry, where, packing
@@ -46,7 +46,7 @@ class LaterMoment:
         return Moment(carry, self._seen)  # type: ignore[arg-type]
 
 
-class _Caller:
+class Caller:
     """Calls a program repeatedly, with results of the last call among its arguments.
 
     A program returns tensors with the same strides each time, so if the arguments of the second
@@ -55,14 +55,100 @@ class _Caller:
 
     def __init__(self, program: Program) -> None:
         self._program, self._calls, self._fits = program, 0, False
+        self.copies = False  # whether an argument had to be copied
 
     def __call__(self, arguments: list[Tensor]) -> Sequence[Tensor]:
+        """Return the results for these arguments."""
         if not self._fits:
             fitted = self._program.fitted(arguments)
             self._fits = fitted is arguments and self._calls > 0
+            self.copies |= fitted is not arguments
             self._calls, arguments = self._calls + 1, fitted
-        found: Sequence[Tensor] = self._program.function(*arguments)
-        return found
+        return self._program.function(arguments)
+
+
+def chained(
+    call: Callable[[list[Tensor]], Sequence[Tensor]],
+    before: Sequence[Tensor],
+    others: Sequence[Tensor],
+    count: int,
+    states: list[Sequence[Tensor]] | None = None,
+) -> tuple[Sequence[Tensor], list[Sequence[Tensor]]]:
+    """Call a program repeatedly, with its first results in place of its first arguments.
+
+    Args:
+        call: The program.
+        before: Its first arguments in the first call.
+        others: Its other arguments.
+        count: The number of calls.
+        states: A list that gets the first arguments of each call.
+
+    Returns:
+        (the first results of the last call, the other results of each call).
+    """
+    size, rests = len(before), list[Sequence[Tensor]]()
+    for _ in range(count):
+        if states is not None:
+            states.append(before)
+        found = call([*before, *others])
+        before = found[:size]
+        rests.append(found[size:])
+    return before, rests
+
+
+def pulled_through(
+    call: Callable[[list[Tensor]], Sequence[Tensor]],
+    kept: list[Sequence[Tensor]],
+    smooth: Sequence[Tensor],
+    filled: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
+    size: int | None = None,
+) -> tuple[Sequence[Tensor], list[Tensor]]:
+    """Return the cotangents of the carry at the start, and the sums of those of the inputs.
+
+    Args:
+        call: The adjoint of a program.
+        kept: What the calls of the program kept for it; the list is emptied.
+        smooth: The cotangents of the carry at the end.
+        filled: Inserts zeros for cotangents that the adjoint leaves out.
+        size: How many cotangents of the carry it returns; None: all.
+    """
+    size, total = len(smooth) if size is None else size, list[Tensor]()
+    while kept:
+        saved = kept.pop()
+        found = call([*saved, *smooth])
+        del saved  # so that its memory can be reused for the next
+        smooth, others = found[:size], found[size:]
+        if filled is not None:
+            smooth = filled(smooth)
+        if not total:
+            total = [x.clone() for x in others]
+        elif others:
+            torch._foreach_add_(total, list(others))
+    return smooth, total
+
+
+def require_unchanged(
+    held: Sequence[int],
+    names: Sequence[str],
+    before: Sequence[int],
+    now: Sequence[int],
+    otherwise: str = "",
+) -> None:
+    """Raise if the version of a tensor that the loss reaches differs from that in the run.
+
+    Args:
+        held: The positions of the tensors that count.
+        names: The names of all tensors.
+        before: Their versions in the run.
+        now: Their versions now.
+        otherwise: What was changed if none of them was; "": nothing was.
+    """
+    changed = (names[i] for i in held if before[i] != now[i])
+    if name := next(changed, otherwise):
+        raise RuntimeError(
+            f"{WHERE}: expected tensors that are not changed between the run and its backward "
+            f"pass, got {name}, which was changed in place; change a clone of it."
+        )
 
 
 class Straight:
@@ -97,24 +183,26 @@ class Straight:
         self._watched: list[Tensor] = []
         self._versions: list[int] = []
         self.ends: list[Tensor] = []  # the smooth tensors of the last carry
+        self.copies = False  # whether the arguments of the program had to be copied
 
     def run(self, count: int, seen: object) -> tuple[Carry, list[Tensor], list[Aux], list[object]]:
         """Return the carry after `count` calls, the losses, their aux, and the moments before."""
-        form, size, call = self._form, len(self._tensors), _Caller(self._program)
-        losses, aux, before = list[Tensor](), list[Aux](), self._tensors
-        packing = self._packing
-        moments: list[object] = [LaterMoment(self._start, self._where, packing, before, seen)]
-        for number in range(count):
-            if number and form.pull is not None:
-                moments.append(LaterMoment(form.carry, form.where, packing, before, seen))
-            found = call([*before, *self._others])
-            before = list(found[:size])
-            values, more, _, rest = form.beside(found, size)
+        form, packing, losses, aux = self._form, self._packing, list[Tensor](), list[Aux]()
+        states = None if form.pull is None else list[Sequence[Tensor]]()
+        caller = Caller(self._program)
+        last, rests = chained(caller, self._tensors, self._others, count, states)
+        once, self.copies = packing.unpacked(last), caller.copies
+        moments: list[object] = [
+            LaterMoment(form.carry, form.where, packing, x, seen) for x in (states or ())
+        ]
+        if moments:
+            moments[0] = LaterMoment(self._start, self._where, packing, self._tensors, seen)
+        for found in rests:
+            values, more, _, rest = form.beside(found, 0)
             if form.pull is not None:
                 self._kept.append(rest)
             losses += values
             aux += more
-        once = packing.unpacked(before)
         carry = form.carry_of(once)
         self.ends = carry.smooth
         # What the run holds is none of its outputs: they have a graph, which holds the run.
@@ -136,29 +224,22 @@ class Straight:
         pull = self._form.pull
         assert pull is not None
         packing = pull.program.taken or Packing(len(self.ends))
-        call, size = _Caller(pull.program), packing.count - pull.present.count(False)
         dense = [
             torch.zeros_like(x) if c is None else c for c, x in zip(cotangents.carry, self.ends)
         ]
-        smooth = packing.packed(dense)
-        total: list[Tensor] = []
         if versions(self._watched) != self._versions:
             self._require_same()
-        while self._kept:
-            saved = self._kept.pop()
-            found = list(call([*saved, *smooth]))
-            del saved  # so that its memory can be reused for the next
-            smooth, others = found[:size], found[size:]
-            if size < packing.count:  # and nothing is packed
-                remaining = iter(smooth)
-                smooth = [
-                    next(remaining) if p else torch.zeros_like(x)
-                    for p, x in zip(pull.present, self.ends)
-                ]
-            if not total:
-                total = [x.clone() for x in others]
-            elif others:
-                torch._foreach_add_(total, others)
+
+        def filled(found: Sequence[Tensor]) -> list[Tensor]:
+            remaining = iter(found)
+            pairs = zip(pull.present, self.ends)
+            return [next(remaining) if p else torch.zeros_like(x) for p, x in pairs]
+
+        missing = pull.present.count(False)  # none if anything is packed
+        caller, size = Caller(pull.program), packing.count - missing
+        smooth, total = pulled_through(
+            caller, self._kept, packing.packed(dense), filled if missing else None, size
+        )
         taken = inputs_of(self._call, range(self._call.steps))
         out = [x if p else None for p, x in zip(pull.present, packing.unpacked(smooth))]
         return out, dict(zip((taken[k] for k in pull.places), total))

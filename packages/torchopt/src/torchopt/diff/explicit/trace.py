@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import threading
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -48,14 +49,24 @@ class Programs(NamedTuple):
     kept: int
 
 
+@dataclass
+class _Entry(Generic[Made]):
+    """A value and when it was last used."""
+
+    value: Made
+    used: int
+
+
 class Kept(Generic[Made]):
     """A cache by key; the least recently used entry is dropped.
 
-    Entries are made by one thread at a time, those of all caches together.
+    Entries are made by one thread at a time, those of all caches together. To find one takes no
+    lock, so no thread waits while another one traces.
     """
 
     def __init__(self) -> None:
-        self._by_key: OrderedDict[Hashable, Made] = OrderedDict()
+        self._by_key: dict[Hashable, _Entry[Made]] = {}
+        self._clock = itertools.count()
         self.made = 0
 
     def __len__(self) -> int:
@@ -63,15 +74,21 @@ class Kept(Generic[Made]):
 
     def get(self, key: Hashable, make: Callable[[], Made]) -> tuple[Made, bool]:
         """Return the entry for a key, and whether it was made now."""
-        with _tracing:
-            if key in self._by_key:
-                self._by_key.move_to_end(key)
-                return self._by_key[key], False
-            found = self._by_key[key] = make()
-            self.made += 1
-            while len(self._by_key) > MOST:
-                self._by_key.popitem(last=False)
-            return found, True
+        found = self._by_key.get(key)
+        if found is None:
+            with _tracing:
+                found = self._by_key.get(key)  # another thread may have made it meanwhile
+                if found is None:
+                    return self._made(key, make()), True
+        found.used = next(self._clock)
+        return found.value, False
+
+    def _made(self, key: Hashable, value: Made) -> Made:
+        self._by_key[key] = _Entry(value, next(self._clock))
+        self.made += 1
+        while len(self._by_key) > MOST:
+            del self._by_key[min(self._by_key, key=lambda k: self._by_key[k].used)]
+        return value
 
 
 _kept: Kept[Program] = Kept()
@@ -156,13 +173,21 @@ class Trace:
         if compiled:
             torch_internals.pack_between(first, second, count)
         value = ready(first, given, self.places, self.form, words, compiled=compiled)
-        code = value.function
-        value = replace(value, function=lambda *x: [*code(*x), *(x[i] for i in passed)])
+        if passed:
+            value = replace(value, function=functools.partial(_with_passed, value.function, passed))
         with torch.no_grad():
-            kept = list(value.function(*given))[count:]
+            kept = list(value.function([*given]))[count:]
         taken = [*kept, *self.examples[cotangents.start :]]
         pull = ready(second, taken, (), None, words, compiled=compiled)
         return value, replace(pull, begin=len(kept))
+
+
+def _with_passed(
+    function: Callable[[list[Tensor]], Any], passed: Sequence[int], arguments: list[Tensor]
+) -> list[Tensor]:
+    """Return the results of a function, followed by some of its arguments."""
+    more = [arguments[i] for i in passed]
+    return [*function(arguments), *more]
 
 
 def ready(
@@ -181,7 +206,7 @@ def ready(
     """
     draws = torch_internals.draws_numbers(graph)
     if not compiled:
-        return Program(graph.forward, places, (), draws, form)
+        return Program(lambda arguments: graph.forward(*arguments), places, (), draws, form)
     strides = tuple(x.stride() for x in examples)
     try:
         code = torch_internals.compiled_graph(graph, examples)

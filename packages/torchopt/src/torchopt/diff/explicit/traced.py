@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
@@ -31,9 +32,10 @@ from torchopt.diff.explicit.forms import (
 )
 from torchopt.diff.explicit.moments import Moment
 from torchopt.diff.explicit.plan import Plan, planned
+from torchopt.diff.explicit.repeated import Repeated, is_repeatable
 from torchopt.diff.explicit.run import Run, Sums
 from torchopt.diff.explicit.step import Aux, Carry, start
-from torchopt.diff.explicit.straight import Straight
+from torchopt.diff.explicit.straight import Straight, require_unchanged
 from torchopt.diff.explicit.taken import (
     add_up,
     inputs_key,
@@ -231,7 +233,7 @@ class TracedRun(Run):
         first, carry = self._begin(tensors)
         program, losses, aux = self._first(carry, tensors), list[Tensor](), list[Aux]()
         seen: Any = self._seen
-        parts = self._parts()
+        parts, repeats = self._parts(), False
         if self._goes_straight(program):
             given = tensors_at(call, tensors, parts[0])
             straight = Straight(call, program, carry, given, self._held(), self._changed)
@@ -240,7 +242,7 @@ class TracedRun(Run):
             if self._differentiated:
                 self._straight = straight
                 self._moments.update(zip((part.start for part in parts), moments))
-            parts = []
+            repeats, parts = not straight.copies, []
         places = {call.first, *self._places(), call.steps - 1} if parts else ()
         for part, following in itertools.zip_longest(parts, parts[1:]):
             t, before = part.start, carry
@@ -256,11 +258,14 @@ class TracedRun(Run):
             aux += extra
             if following is not None:
                 program = self._next(program, carry, tensors, following, part)
-        if not self._last:
-            # The run must not hold its outputs, because their graph holds the run.
+        if not self._last:  # a run must not hold its outputs, because their graph holds the run
             self._last, carry = carry.smooth, carry.detached()
         found = Outputs.of(call, with_ints(carry, first), losses, aux)
         self.outputs = self._with(found, [empty_of(x.dtype) for x in self._flat(found)])
+        if call.repeats is not None and repeats and self._started and is_repeatable(program):
+            again = functools.partial(type(self), compiled=self._compiled)
+            more = carry, self.outputs, self._unroll, again
+            call.repeats.append(Repeated(call, self._reach, self._started, program, *more))
         return self._flat(found)
 
     def _begin(self, tensors: list[Tensor]) -> tuple[Carry, Carry]:
@@ -366,13 +371,9 @@ class TracedRun(Run):
 
     def _require_same(self, held: Sequence[int], *, otherwise: str = "") -> None:
         """Raise if one of the tensors that the loss reaches was changed in place since the run."""
-        now = [] if self._writes else versions(self._reach.tensors)  # written buffers are replayed
-        changed = (self._reach.names[i] for i in held if now and now[i] != self._versions[i])
-        if name := next(changed, otherwise):
-            raise RuntimeError(
-                f"{WHERE}: expected tensors that are not changed between the run and its backward "
-                f"pass, got {name}, which was changed in place; change a clone of it."
-            )
+        held = () if self._writes else held  # written buffers are replayed
+        now = versions(self._reach.tensors)
+        require_unchanged(held, self._reach.names, self._versions, now, otherwise)
 
     def _swept(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
