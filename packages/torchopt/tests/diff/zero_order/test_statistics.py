@@ -25,7 +25,15 @@ from torchopt.diff.zero_order import (
     ZeroOrder,
     estimators,
 )
-from torchopt.diff.zero_order.estimators import ESTIMATORS, Estimator, multi_point, shaped
+from torchopt.diff.zero_order.estimators import (
+    ESTIMATORS,
+    Estimator,
+    as_estimator,
+    multi_point,
+    shaped,
+)
+from torchopt.diff.zero_order.evaluate import ENTRIES_PER_CHUNK, Sampling
+from torchopt.diff.zero_order.evaluator import Evaluator
 from torchopt.diff.zero_order.low_rank import LowRank
 from torchopt.diff.zero_order.unrolled import (
     InnerLoop,
@@ -386,3 +394,36 @@ def test_variance_of_noise_reuse_is_below_that_of_persistent_es() -> None:
     assert each[persistent_es][-1] == pytest.approx(windows + 1, rel=0.12)
     assert each[noise_reuse_es] == pytest.approx([2.0] * windows, rel=0.12)
     assert each[persistent_es][-1] > 3 * each[noise_reuse_es][-1]
+
+
+@pytest.mark.parametrize("dimension", [7, 1282, 4810, 2**15, 2**15 + 1, 2**17, 2**17 + 1])
+@pytest.mark.parametrize("directions", [Gaussian(), Rademacher()], ids=lambda d: type(d).__name__)
+def test_a_direction_does_not_depend_on_the_range_that_is_drawn(
+    directions: Gaussian | Rademacher, dimension: int
+) -> None:
+    like = [torch.zeros(dimension - 5), torch.zeros(5)]
+    together = directions.drawn_together(dimension)
+    n = min(2 * together + 3, 60)
+    whole = directions.draw(like, 3, 0, n)
+    assert not torch.equal(whole[0][0], whole[0][n - 1])
+    for start, stop in ((0, 1), (1, n), (n // 2, n // 2 + 2), (together % n, n)):
+        part = directions.draw(like, 3, start, stop)
+        assert all(torch.equal(x, y[start:stop]) for x, y in zip(part, whole, strict=True))
+    one = list(directions.leaves(like, 3, n - 1))
+    assert all(torch.equal(x, y[n - 1]) for x, y in zip(one, whole, strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 100, 1000, 5000])
+def test_chunks_are_about_equal_and_end_between_blocks(count: int) -> None:
+    leaves = [torch.zeros(2410)]
+    together = Gaussian().drawn_together(2410)
+    assert together > 1
+    two = as_estimator("antithetic")
+    sampling = Sampling(Gaussian(), two, count, 0.1, 0, Evaluator(), other_entries=2000)
+    chunks = sampling.chunks(leaves)
+    assert [x for x, _ in chunks] == [0, *(y for _, y in chunks[:-1])]
+    assert chunks[-1][1] == count
+    assert all(x % together == 0 for x, _ in chunks)
+    rows = [y - x for x, y in chunks]
+    assert max(rows) * 2 * 4410 <= ENTRIES_PER_CHUNK + together * 2 * 4410
+    assert min(rows) > 0.5 * max(rows)

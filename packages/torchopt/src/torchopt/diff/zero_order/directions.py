@@ -93,6 +93,10 @@ class FromDistribution(Directions):
         total = sum(float(h.double().sum()) for h in tree)
         return [variance * h + mean**2 * total for h in tree]
 
+    def drawn_together(self, dimension: int) -> int:
+        """Return the number of directions in a block, or 1 if they are drawn one by one."""
+        return block_size(dimension) if self.independent else 1
+
     def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
         """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
         if self.independent:

@@ -36,13 +36,23 @@ __all__ = [
 ENTRIES_PER_CHUNK = 2**23
 
 
+def _ratio_up(x: int, y: int) -> int:
+    """Return x / y, rounded up."""
+    return -(-x // y)
+
+
 class LeafEstimate(NamedTuple):
-    """`GradientEstimate` as lists of leaves."""
+    """`GradientEstimate` as lists of leaves, with the coefficients of all directions."""
 
     gradient: list[Tensor]
     standard_error: list[Tensor] | None
-    effective_sample_size: float
+    coefficients: Tensor
     evaluations: int
+
+    @property
+    def effective_sample_size(self) -> float:
+        """Return the number of directions that effectively contribute."""
+        return effective_sample_size(self.coefficients)
 
 
 @dataclass(frozen=True)
@@ -80,15 +90,22 @@ class Sampling:
     def chunks(
         self, leaves: Sequence[Tensor], start: int = 0, stop: int | None = None
     ) -> list[tuple[int, int]]:
-        """Return the ranges of directions of the chunks, each beginning at a block."""
+        """Return the ranges of directions of the chunks, each beginning at a block.
+
+        Without a chunk size, chunks are about equally large.
+        """
         stop = self.num_samples if stop is None else stop
         dimension = sum(leaf.numel() for leaf in leaves)
-        coupled = self.directions.coupled(dimension)
+        unit = self.directions.coupled(dimension)
         if self.chunk_size is None:
             entries = max(1, (dimension + self.other_entries) * len(self.estimator.offsets))
-            rows = -(-max(1, ENTRIES_PER_CHUNK // entries) // coupled) * coupled
+            most = max(1, ENTRIES_PER_CHUNK // entries)
+            rows = _ratio_up(stop - start, _ratio_up(stop - start, most))
+            drawn = self.directions.drawn_together(dimension)
+            unit = drawn if drawn <= most else unit
+            rows = _ratio_up(rows, unit) * unit
         else:
-            rows = max(1, self.chunk_size // coupled) * coupled
+            rows = max(1, self.chunk_size // unit) * unit
         return [(i, min(i + rows, stop)) for i in range(start, stop, rows)]
 
     def coupled(self, leaves: Sequence[Tensor]) -> int:
@@ -153,11 +170,10 @@ class _Sum:
                 m + h for m, h in zip(means, surrogate_mean(s.estimator, s.directions, surrogate))
             ]
         count = s.num_samples * len(s.estimator.offsets) + int(s.estimator.uses_center)
-        effective = effective_sample_size(torch.cat(self.coefficients))
         return LeafEstimate(
             self._narrowed(means),
             None if error is None else self._narrowed(error),
-            effective,
+            torch.cat(self.coefficients),
             count,
         )
 

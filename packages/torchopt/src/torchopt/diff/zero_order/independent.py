@@ -34,6 +34,13 @@ class Directions(ABC):
         del dimension
         return 1
 
+    def drawn_together(self, dimension: int) -> int:
+        """Return how many consecutive directions are drawn at once, a multiple of `coupled`.
+
+        A range that begins and ends at multiples of this number draws nothing that it drops.
+        """
+        return self.coupled(dimension)
+
     def second_moment(self, tree: Sequence[Tensor]) -> list[Tensor]:
         """Return E[z z'] h for the leaves h of a tree, which is h if the covariance is I.
 
@@ -58,10 +65,11 @@ class Directions(ABC):
         """
 
 
-# Small directions are drawn several at a time, so many that drawing costs about as much as a call.
-# Directions of moderate size are drawn with all leaves in one call, larger ones leaf by leaf.
-_ENTRIES_PER_BLOCK = 2**13
-_LARGEST_FLAT = 2**16
+# Directions are drawn in blocks of about this many entries, each from a seed of its own: a call and
+# a seed cost 4 % of a block. Directions of moderate size are drawn one by one, with all leaves in
+# one call, larger ones leaf by leaf.
+_ENTRIES_PER_BLOCK = 2**15
+_LARGEST_FLAT = 2**17
 
 
 def block_size(dimension: int) -> int:
@@ -79,16 +87,20 @@ def rows_of_blocks(start: int, stop: int, size: int, draw: Callable[[int], Tenso
 class _Independent(Directions):
     """Directions with independent entries.
 
-    For trees of one dtype and device with at most 2**16 entries, a block of directions is drawn as
+    For trees of one dtype and device with at most 2**17 entries, a block of directions is drawn as
     one flat vector. For larger trees, directions are drawn leaf by leaf.
     """
+
+    def drawn_together(self, dimension: int) -> int:
+        """Return the number of directions in a block."""
+        return block_size(dimension)
 
     def fill(self, out: Tensor, generator: torch.Generator) -> None:
         """Write random entries into the contiguous tensor `out`."""
         raise NotImplementedError
 
     def leaves(self, like: Sequence[Tensor], seed: int, member: int) -> Iterator[Tensor]:
-        """Yield direction `member` leaf by leaf, holding one leaf or 2**16 entries at a time."""
+        """Yield direction `member` leaf by leaf, holding one leaf or 2**17 entries at a time."""
         if _is_flat(like):
             yield from (z[0] for z in self.draw(like, seed, member, member + 1))
             return
