@@ -107,20 +107,79 @@ def checked_reference(weights: Params) -> Tensor:
     return found
 
 
+def by_hand(
+    weights: Params, *, first_order: bool = False, last: int = STEPS, window: int = STEPS
+) -> Tensor:
+    """Return the gradient in reverse mode through a plain loop, flat.
+
+    Args:
+        weights: The weights of the optimizer.
+        first_order: Take the gradients of the steps as constants.
+        last: Differentiate the last steps alone.
+        window: Cut the loop after every so many steps.
+    """
+    net, batch, _ = data()
+    weights = {name: w.clone().requires_grad_() for name, w in weights.items()}
+    optimizer = make(weights)
+    state, total = optimizer.init(net), torch.zeros((), dtype=torch.float64)
+    for t in range(STEPS):
+        if t % window == 0 or t == STEPS - last:
+            net, state = torchopt.tree.tree_map(torch.detach, (net, state))
+        leaves = {name: w if w.requires_grad else w.requires_grad_() for name, w in net.items()}
+        with torch.enable_grad():
+            loss = loss_of(leaves, batch)
+            slopes = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+        gradient = dict(zip(leaves, slopes))
+        if first_order:
+            gradient = {name: g.detach() for name, g in gradient.items()}
+        updates, state = optimizer.update(gradient, state, params=leaves, inplace=False)
+        net = torchopt.apply_updates(leaves, updates, inplace=False)
+        total = total + loss
+        if t < STEPS - last:
+            total = total.detach()
+    found = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
+    return torch.cat([g.flatten() for g in found])
+
+
+def check_estimate(name: str, found: Tensor, mean: Tensor) -> None:
+    """Raise unless an estimate along its mean is as long as the mean.
+
+    The relative variance of the product of an estimate of PAIRS directions with its mean is
+    2 / PAIRS. A persistent estimate is a sum over windows of estimates whose directions add up, at
+    most one for each window; that multiplies the variance by no more than their number. Four
+    standard deviations are allowed.
+    """
+    ratio = float(found @ mean / (mean @ mean))
+    if abs(ratio - 1) > 4 * (2 * (STEPS // WINDOW) / PAIRS) ** 0.5:
+        raise AssertionError(f"{name}: the estimate along its mean is {ratio:.3f} of it")
+
+
 def measure(repeats: int) -> list[dict[str, Any]]:
     """Return a row for each engine."""
     weights = data()[2]
     exact, rows = checked_reference(weights), []
     for name, engine in ENGINES.items():
         found, times = timed(lambda: explicit(engine, weights), repeats)  # noqa: B023 - at once
-        if name in ("explicit: 5 snapshots", "explicit: mixed mode"):
-            torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-11)
+        truncated = {"last": WINDOW} if "last" in name else {}
+        wanted = by_hand(weights, first_order="first order" in name, **truncated)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
         rows.append({"engine": name, **times, **distance(found, exact)})
+    means = {"truncated ES": by_hand(weights, window=WINDOW), "persistent ES": exact}
     for name, estimator in ESTIMATORS.items():
         found, times = timed(lambda: sampled(estimator, weights), repeats)  # noqa: B023
+        check_estimate(name, found, means[name])
         label = f"{name}, {PAIRS} pairs, windows of {WINDOW}"
         rows.append({"engine": label, **times, **distance(found, exact)})
     return [*rows, *steps(repeats)]
+
+
+def check_step(name: str, optimizer: Any, found: Params, params: Params) -> None:
+    """Raise unless a step agrees with the same step in double precision, to 1e-4 of its size."""
+    double = {k: p.double() for k, p in params.items()}
+    expected = optimizer.update(double, optimizer.init(double), params=double, inplace=False)[0]
+    for k, wanted in expected.items():
+        share = 1e-4 * float(wanted.abs().max())
+        torch.testing.assert_close(found[k].double(), wanted, rtol=0, atol=share, msg=name)
 
 
 def steps(repeats: int) -> list[dict[str, Any]]:
@@ -142,7 +201,7 @@ def steps(repeats: int) -> list[dict[str, Any]]:
             return optimizer.update(params, state, params=params, inplace=False)  # noqa: B023
 
         with torch.no_grad():
-            step()
+            check_step(name, optimizer, step()[0], params)
             _, times = timed(step, 20 * repeats)
         leaves = [x for x in torchopt.tree.tree_leaves(state) if isinstance(x, Tensor)]
         numbers = sum(x.numel() for x in leaves if x.is_floating_point())

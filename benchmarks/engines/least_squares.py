@@ -138,4 +138,19 @@ def measure(repeats: int) -> list[dict[str, Any]]:
                     **times,
                 }
             )
+            check(rows[-1])
     return rows
+
+
+def check(row: dict[str, Any]) -> None:
+    """Raise unless a solver has found the minimum, and its derivative.
+
+    Solvers stop when the gradient is below the root of the rounding error, 1.5e-8, so a minimum
+    with a curvature of order one is found to 1e-7. Differences of solutions that are accurate to
+    1e-11, with a step of 1e-5, have an error of 1e-6, and a few times that where the curvature is
+    smaller.
+    """
+    for figure, most in (("error", 1e-6), ("derivative_error", 1e-5)):
+        if not row[figure] <= most:
+            what = f"{row['problem']}, {row['method']}: {figure}"
+            raise AssertionError(f"{what}: expected at most {most}, got {row[figure]:.2e}")

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.engines import explicit, learned, least_squares, levels, report, run, solvers
+from benchmarks.engines import (
+    expected,
+    explicit,
+    learned,
+    least_squares,
+    levels,
+    report,
+    run,
+    solvers,
+)
 
 from torchopt.linear_solve import Neumann
 
@@ -72,6 +81,91 @@ def test_products_of_minibatches_lead_close_to_the_exact_gradient() -> None:
     theta = problem.start()
     (found,) = torch.autograd.grad(loss(theta), theta)
     assert run.distance(found, problem.exact())["error"] < 0.15
+
+
+def test_every_engine_is_checked() -> None:
+    problem = run.Problem(steps=100)
+    names = {*run.engines(100), *run.minibatches(problem), *run.searches(problem)}
+    forms = expected.closed_forms(problem, run.PENALTY, run.RATE)
+    means = expected.minibatch_means(problem, run.PENALTY, run.RATE, run.SMALL_RATE)
+    assert {*forms, *means, *run.SAMPLED} <= names
+    assert len(names - {*forms, *means, *run.SAMPLED}) == 14  # exact ones, and guided ES
+
+
+def test_the_whole_sum_of_the_closed_forms_is_the_unrolled_loop() -> None:
+    problem = run.Problem(steps=20)
+    theta = problem.start()
+    (found,) = torch.autograd.grad(problem.solved_by(run.Explicit())(theta), theta)
+    h = expected.hessian_of(problem, run.PENALTY)
+    x = expected.iterate(problem, run.PENALTY, run.RATE)
+    power = torch.linalg.matrix_power(torch.eye(len(h), dtype=h.dtype) - run.RATE * h, 20)
+    p = problem.c.mT @ (problem.c @ x - problem.d) / run.ROWS
+    rest = run.PENALTY * torch.linalg.solve(h, p - power @ p)
+    torch.testing.assert_close(found, power @ p + rest, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "explicit: last 10 steps",
+        "explicit: last step, by two differences",
+        "explicit: first order",
+        "implicit: 5 steps of conjugate gradients",
+        "implicit: 5 terms of the Neumann series",
+        "implicit: 20 terms of the Neumann series",
+        "implicit: T1-T2",
+        "implicit: SAMA, by two differences",
+        "zero-order: 100 antithetic pairs",
+        "zero-order: 400 orthogonal pairs",
+    ],
+)
+def test_a_wrong_approximation_is_noticed(name: str) -> None:
+    problem = run.Problem(steps=100)
+    loss = problem.solved_by(run.engines(100)[name])
+
+    def gradient(theta: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(loss(theta), theta)[0]
+
+    found, exact = gradient(problem.start()), problem.exact()
+    run.check(problem, name, gradient, found, exact)
+    factor = 3.0 if "zero-order" in name else 1.00001
+    with pytest.raises(AssertionError, match=name.partition(":")[0]):
+        run.check(problem, name, gradient, factor * found, exact)
+    with pytest.raises(AssertionError, match=name.partition(":")[0]):
+        run.check(problem, name, gradient, found.flip(0), exact)
+
+
+def test_a_wrong_mean_of_minibatches_is_noticed() -> None:
+    torch.manual_seed(0)
+    mean = torch.ones(3, dtype=torch.float64)
+
+    def draw(scale: float) -> torch.Tensor:
+        return scale * mean + 0.1 * torch.randn(3, dtype=torch.float64)
+
+    expected.check_mean("right", lambda: draw(1.0), mean)
+    with pytest.raises(AssertionError, match="wrong: the mean of 16 draws"):
+        expected.check_mean("wrong", lambda: draw(1.2), mean)
+
+
+def test_a_wrong_truncation_of_a_learned_optimizer_is_noticed() -> None:
+    weights = learned.data()[2]
+    cut = learned.by_hand(weights, last=learned.WINDOW)
+    found = learned.explicit(learned.ENGINES[f"explicit: last {learned.WINDOW} steps"], weights)
+    torch.testing.assert_close(found, cut, rtol=1e-9, atol=1e-11)
+    whole = learned.by_hand(weights)
+    torch.testing.assert_close(whole, learned.explicit(learned.Explicit(), weights))
+    assert (whole - cut).norm() > 0.1 * whole.norm()
+    with pytest.raises(AssertionError, match="ES: the estimate along its mean is 2.000"):
+        learned.check_estimate("ES", 2 * whole, whole)
+
+
+def test_a_wrong_minimum_of_least_squares_is_noticed() -> None:
+    row = {"problem": "P", "method": "M", "error": 1e-9, "derivative_error": 1e-9}
+    least_squares.check(row)
+    for figure in ("error", "derivative_error"):
+        for value in (1e-3, float("nan")):
+            with pytest.raises(AssertionError, match=f"P, M: {figure}: expected at most"):
+                least_squares.check({**row, figure: value})
 
 
 def test_the_fewest_iterations_are_found_by_bisection() -> None:
