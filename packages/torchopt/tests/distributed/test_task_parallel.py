@@ -180,7 +180,7 @@ def test_large_gradients_are_summed_in_their_memory_unless_somebody_sees_it(stan
         for found in standing(programs.large_gradients, n):
             assert found.pop(("kept", 0)) == (1.0, 1.0)
             assert len(found) == 10 + (n == 2)
-            for (name, count), (once, twice, in_place) in found.items():
+            for (name, count), ((once, twice), in_place) in found.items():
                 want = {  # the mean of the tasks is 3
                     "alone": (3.0, 6.0, 1.0),
                     "unused": (4.0 / count, {2: 1.0, 4: 2.0}[count], 1.0),

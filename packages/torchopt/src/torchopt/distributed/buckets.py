@@ -24,7 +24,7 @@ from torchopt.torch_internals import holds_alone
 
 __all__ = ["BucketedSum", "dense_gradient", "filled"]
 
-_LARGE = 2**18  # bytes; copying a gradient of this size takes as long as a message
+_LARGE = 2**21  # bytes; of smaller ones, a message each would take longer than a copy
 
 
 def dense_gradient(p: Tensor) -> Tensor:

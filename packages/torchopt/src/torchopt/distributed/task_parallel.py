@@ -78,7 +78,7 @@ class TaskParallel:
         deterministic: Add the gradients of tasks in a fixed order. This needs memory and traffic
             for the gradients of about log2(tasks) tasks, and nothing overlaps with computation.
         bucket_bytes: Size of the gradients that are sent together, in bytes; > 0. Those of at least
-            256 KiB are sent by themselves, without a copy.
+            2 MiB are sent by themselves, without a copy.
         timeout: Seconds that a task, or the tasks that are taken together, may take; > 0. A process
             that is stuck for longer is ended.
         seed: Seed of torch's generators in each task, so that a task draws the same numbers on any
