@@ -135,15 +135,15 @@ def field(
     """Return a description of a field of a dataclass, see :func:`dataclasses.field`.
 
     Args:
-        default: See :func:`dataclasses.field`, as for the other parameters.
-        default_factory: See above.
-        init: See above.
-        repr: See above.
-        hash: See above.
-        compare: See above.
-        metadata: See above. The item ``'pytree_node'`` is the same as the parameter.
-        kw_only: See above.
-        doc: See above.
+        default: The default of the field.
+        default_factory: A function without arguments that returns the default.
+        init: Whether ``__init__`` has a parameter for the field.
+        repr: Whether ``__repr__`` shows the field.
+        hash: Whether ``__hash__`` uses the field; ``None``: if comparisons do.
+        compare: Whether comparisons use the field.
+        metadata: A mapping that is kept. The item ``'pytree_node'`` is the same as the parameter.
+        kw_only: Whether the parameter is keyword-only.
+        doc: The docstring of the field (Python 3.14+).
         pytree_node: Whether the field is a child of the node. Otherwise it is part of the metadata.
             By default fields are children.
 
@@ -255,16 +255,16 @@ def dataclass(
 
     Args:
         cls: The class. Without it a decorator is returned.
-        init: See :func:`dataclasses.dataclass`, as for the other parameters.
-        repr: See above.
-        eq: See above.
-        order: See above.
-        unsafe_hash: See above.
-        frozen: See above.
-        match_args: See above.
-        kw_only: See above.
-        slots: See above.
-        weakref_slot: See above.
+        init: Whether to add ``__init__``.
+        repr: Whether to add ``__repr__``.
+        eq: Whether to add ``__eq__``.
+        order: Whether to add ``<``, ``<=``, ``>`` and ``>=``.
+        unsafe_hash: Whether to add ``__hash__`` in any case.
+        frozen: Whether assigning to a field raises.
+        match_args: Whether to add ``__match_args__``.
+        kw_only: Whether all parameters of ``__init__`` are keyword-only.
+        slots: Whether to add ``__slots__``.
+        weakref_slot: Whether to add a slot for weak references.
         namespace: The namespace to register the class in; ``''`` is the global one.
 
     Returns:
@@ -354,23 +354,24 @@ def make_dataclass(
     """Make a dataclass from a list of fields, and register it as a node type.
 
     Args:
-        cls_name: See :func:`dataclasses.make_dataclass`, as for the other parameters.
-        fields: See above. Make fields with :func:`field` if they are not children.
-        bases: See above.
+        cls_name: The name of the class.
+        fields: Names, or names with types and fields. Make fields with :func:`field` if they are
+            not children.
+        bases: The base classes.
         ns: The members of the class, the parameter ``namespace`` of
             :func:`dataclasses.make_dataclass`.
-        init: See above.
-        repr: See above.
-        eq: See above.
-        order: See above.
-        unsafe_hash: See above.
-        frozen: See above.
-        match_args: See above.
-        kw_only: See above.
-        slots: See above.
-        weakref_slot: See above.
-        module: See above.
-        decorator: See above.
+        init: Whether to add ``__init__``.
+        repr: Whether to add ``__repr__``.
+        eq: Whether to add ``__eq__``.
+        order: Whether to add ``<``, ``<=``, ``>`` and ``>=``.
+        unsafe_hash: Whether to add ``__hash__`` in any case.
+        frozen: Whether assigning to a field raises.
+        match_args: Whether to add ``__match_args__``.
+        kw_only: Whether all parameters of ``__init__`` are keyword-only.
+        slots: Whether to add ``__slots__``.
+        weakref_slot: Whether to add a slot for weak references.
+        module: The name of the module of the class.
+        decorator: The function that makes a dataclass of the class.
         namespace: The namespace to register the class in; ``''`` is the global one.
 
     Returns:
