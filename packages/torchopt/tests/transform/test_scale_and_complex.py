@@ -64,6 +64,21 @@ def test_updates_by_norm_do_not_depend_on_the_size_of_gradients(name: str, size:
         torch.testing.assert_close(x.double() / size**degree, y, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "exponent"), [(torch.float32, -140), (DOUBLE, -1060)])
+@pytest.mark.parametrize("name", BY_NORM)
+def test_updates_by_norm_of_subnormal_gradients(
+    name: str, dtype: torch.dtype, exponent: int
+) -> None:
+    make, degree = BY_NORM[name]
+    grads = [(100 * random(3, 4)).round().to(dtype), (100 * random(2, 3, seed=1)).round().to(dtype)]
+    params = [random(3, 4, seed=2).to(dtype), random(2, 3, seed=3).to(dtype)]
+    small = [torch.ldexp(g, torch.tensor(exponent)) for g in grads]  # without rounding
+    assert all(0 < float(g.abs().amax()) < torch.finfo(dtype).tiny for g in small)
+    want = small if degree else run(make(1.0), grads, params)
+    for x, y in zip(run(make(1.0), small, params), want):
+        torch.testing.assert_close(x, y, rtol=2e-5, atol=1e-6 * (1 - degree))
+
+
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_adaptive_clip_does_not_depend_on_the_size(size: float) -> None:
     g, p = random(3, 4), 5 * random(3, 4, seed=1)

@@ -17,6 +17,8 @@ __all__ = ["Scaled", "power_of_two", "scaled"]
 class Scaled(NamedTuple):
     """A tensor as `size` * `unit`, with the largest element of `unit` in [1, 2).
 
+    For a tensor of subnormal numbers it is below 1.
+
     Attributes:
         size: A power of two, so that the division is exact; a constant for differentiation. It is 1
             if the tensor is zero or not finite.
@@ -31,9 +33,14 @@ class Scaled(NamedTuple):
 
 
 def power_of_two(top: Tensor) -> Tensor:
-    """Return the power of two in (top / 2, top]; 1 if `top` is zero or not finite."""
+    """Return the power of two in (top / 2, top]; 1 if `top` is zero or not finite.
+
+    It is at least the smallest normal number: the power of a subnormal number may become zero, and
+    quotients by it overflow.
+    """
     usable = (top > 0) & torch.isfinite(top)
-    return torch.where(usable, torch.exp2(torch.log2(top).floor()), 1.0)
+    normal = top.clamp(min=torch.finfo(top.dtype).tiny)
+    return torch.where(usable, torch.exp2(torch.log2(normal).floor()), 1.0)
 
 
 def scaled(x: Tensor, dim: Any = None) -> Scaled:
