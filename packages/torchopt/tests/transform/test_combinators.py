@@ -526,3 +526,26 @@ def test_sam_says_that_gradients_and_parameters_are_in_different_containers() ->
     _, state = optimizer.update(tuple(params), optimizer.init(params), params=params, inplace=False)
     with pytest.raises(ValueError, match=r"expected updates like \[\*, \*\].*got tuple of 2"):
         optimizer.update(tuple(params), state, params=params, inplace=False)
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "size", "every"),
+    [(torch.bfloat16, 1.0, 1024), (torch.float16, 2.0**-20, 512), (torch.float16, 3.0, 300)],
+)
+def test_accumulate_rounds_the_mean_of_half_types_once(
+    dtype: torch.dtype, size: float, every: int, last: bool
+) -> None:
+    """Shares of it in a half type would be lost: below the spacing of the mean, or of all."""
+    optimizer = accumulate(torchopt.sgd(1.0), every)
+    params = [torch.zeros(2, dtype=dtype)]
+    grads = [torch.full((2,), size, dtype=dtype)]
+    state = optimizer.init(params)
+    for call in range(every):
+        given = grads if last or call < every - 1 else [None]
+        updates, state = optimizer.update(given, state, params=params)
+    share = 1.0 if last else (every - 1) / every
+    assert updates[0].dtype == dtype
+    torch.testing.assert_close(
+        updates[0], torch.full((2,), -size * share).to(dtype), rtol=0, atol=0
+    )

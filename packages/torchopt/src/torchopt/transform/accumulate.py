@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
-from torchopt.tree import require_same_shapes, tree_map
+from torchopt.precision import as_given, widened
+from torchopt.tree import (
+    require_same_shapes,
+    tree_flatten,
+    tree_leaves,
+    tree_map,
+    tree_unflatten,
+)
 
 __all__ = ["AccumulateState", "accumulate"]
 
@@ -37,7 +44,7 @@ class Accumulate(Wrapper):
         def added(g: Any, mean: Any) -> Any:
             if g is None:
                 return mean
-            share = g / self.every
+            share = widened(g) / self.every  # in half types, most shares would round to nothing
             return share if mean is None else mean + share
 
         empty = tree_map(lambda g: None, updates, none_is_leaf=True)
@@ -49,8 +56,16 @@ class Accumulate(Wrapper):
         collected = state.collected + 1
         if collected < self.every:
             return empty, AccumulateState(collected, mean, state.inner_state)
+        likes = tree_flatten(updates, none_is_leaf=True)[0]
+        means, spec = tree_flatten(mean, none_is_leaf=True)
+        if params is not None and any(g is None for g in likes):
+            given = tree_leaves(params, none_is_leaf=True)
+            likes = [p if g is None else g for g, p in zip(likes, given, strict=True)]
         stepped, inner_state = self.inner.update(
-            mean, state.inner_state, params=params, inplace=inplace
+            tree_unflatten(spec, as_given(means, likes)),
+            state.inner_state,
+            params=params,
+            inplace=inplace,
         )
         return stepped, AccumulateState(0, empty, inner_state)
 
@@ -59,7 +74,8 @@ def accumulate(inner: GradientTransformation, every: int) -> GradientTransformat
     """Return the transformation that steps once with the mean of `every` gradients.
 
     The calls in between return updates of None, which leave the parameters unchanged. A gradient of
-    None counts as zero, unless it is None in all calls.
+    None counts as zero, unless it is None in all calls. The mean of gradients of half types is
+    accumulated in float32 and rounded once.
 
     Args:
         inner: The transformation that steps.
