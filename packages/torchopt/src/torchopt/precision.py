@@ -8,14 +8,14 @@ Therefore half types are widened here, for every rule, and rounded once after th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import filterfalse
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from torchopt.torch_internals import any_autocast, counts_for_any_autocast
+from torchopt.torch_internals import any_autocast, autocast_now, counts_for_any_autocast
 
 __all__ = [
     "as_computed",
@@ -23,10 +23,13 @@ __all__ = [
     "dense",
     "is_narrow",
     "is_special",
+    "present_autocast",
     "stored",
     "widened",
     "without_autocast",
 ]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _WIDER = {
     torch.float16: torch.float32,
@@ -116,3 +119,22 @@ def autocast_devices() -> list[str]:
     """Return the types of device for which autocast is on."""
     devices = _AUTOCAST_DEVICES if any_autocast() else _UNCOUNTED_DEVICES
     return [device for device in devices if torch.is_autocast_enabled(device)]
+
+
+def present_autocast() -> Callable[[Function], Function]:
+    """Return a decorator, with which functions of the caller run in the present autocast settings.
+
+    Arithmetic between them runs `without_autocast`, so that it is as accurate as its arguments.
+    """
+    settings = autocast_now()
+
+    def decorate(function: Function) -> Function:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with contextlib.ExitStack() as stack:
+                for device, options in settings.items():
+                    stack.enter_context(torch.autocast(device, **options))
+                return function(*args, **kwargs)
+
+        return called if settings else function  # type: ignore[return-value]  # same signature
+
+    return decorate

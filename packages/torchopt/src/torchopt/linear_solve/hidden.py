@@ -28,6 +28,7 @@ from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.operator import FlatMap, LinearOperator, transpose_linear
 from torchopt.linear_solve.result import report_failure
+from torchopt.precision import present_autocast, without_autocast
 from torchopt.tree_function import apply_rule, is_tracked
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def solve_closure(solver: Solver, matvec: Callable[[Any], Any], b: Any) -> Any:
         )
     layout = Layout.of(b, "linear solver: b")
     rhs = layout.ravel(b)
+    matvec = present_autocast()(matvec)
 
     def mv(v: Tensor) -> Tensor:
         return layout.ravel(matvec(layout.unravel(v)), "linear solver: output of matvec")
@@ -131,7 +133,7 @@ def _solve_closed(
             f"linear solver: derivative {generation} of a solve with an operator that is a closure "
             f"over differentiated tensors; expected at most {CLOSURE_ORDER}. {EXPLICIT}"
         )
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast():
         constant = b.detach()
         state = solver.init(operator.bound(), constant)
         found = solver.compute(state, constant, start)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from torchopt.linear_solve.layout import Layout
+from torchopt.precision import autocast_devices, present_autocast, without_autocast
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
 from torchopt.tree_function import linearize, uncompiled
 
-__all__ = ["BoundOperator", "LinearOperator", "Tag", "transpose_linear"]
+__all__ = ["BoundOperator", "LinearOperator", "Tag", "in_present_autocast", "transpose_linear"]
 
 Tensors = tuple[Tensor, ...]
 FlatMap = Callable[[Tensor], Tensor]
@@ -250,8 +251,17 @@ class LinearOperator:
                 f"Linear operator must be a square matrix, but has shape: {tuple(matrix.shape)}"
             )
 
+        def product(m: Tensor) -> FlatMap:
+            def mv(v: Tensor) -> Tensor:
+                if not autocast_devices():
+                    return m @ v
+                with without_autocast():
+                    return m @ v
+
+            return mv
+
         def bind(m: Tensor) -> tuple[FlatMap, FlatMap]:
-            return lambda v: m @ v, lambda v: m.mH @ v
+            return product(m), product(m.mH)
 
         like = torch.empty(len(matrix), dtype=matrix.dtype, device=matrix.device)
         layout = Layout.of(like, "LinearOperator: matrix")
@@ -341,3 +351,16 @@ class LinearOperator:
 
     def _device(self) -> torch.device:
         return self.params[0].device if self.params else torch.get_default_device()
+
+
+def in_present_autocast(operator: LinearOperator) -> LinearOperator:
+    """Return the operator with all its products in the present autocast settings."""
+    bind, keep = operator.bind, present_autocast()
+    if keep(bind) is bind:
+        return operator
+
+    def kept(*params: Tensor) -> tuple[FlatMap, FlatMap]:
+        mv, rmv = keep(bind)(*params)
+        return keep(mv), keep(rmv)
+
+    return replace(operator, bind=kept)

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from torchopt.linear_solve.hidden import solve_closure
 from torchopt.linear_solve.layout import Layout
-from torchopt.linear_solve.operator import BoundOperator, LinearOperator
+from torchopt.linear_solve.operator import BoundOperator, LinearOperator, in_present_autocast
 from torchopt.linear_solve.result import OnFail, Solution, Stats, report_failure
+from torchopt.precision import without_autocast
 from torchopt.shown import Described
 from torchopt.tree import tree_map
 from torchopt.tree_function import apply_rule, linearize, uncompiled
@@ -57,6 +58,8 @@ class Solver(Described, ABC):
     * `state = solver.init(A)`, `solver.compute(state, b)` and `solver.transpose(state)` work on
       vectors, without derivatives, for several right-hand sides of one operator; `torch.func.vmap`
       over b solves for all of them together.
+
+    Autocast applies to the functions that define an operator, not to matrices or to the solver.
     """
 
     @abstractmethod
@@ -163,7 +166,11 @@ def linear_solve(
                 f"linear_solve: b: expected {operator.dtype} as the matrix has, got {b.dtype}; "
                 "convert one of them with .to(...)"
             )
+        if casts and isinstance(b, Tensor):
+            operator = operator.to(b.dtype)
         operator = LinearOperator.from_matrix(operator)
+    else:
+        operator = in_present_autocast(operator)
     if on_fail is None:
         on_fail = "ignore" if solver.failure == "ignore" else "raise"
     layout = operator.layout
@@ -247,8 +254,9 @@ class _LinearSolve:
         b, *rest = inputs
         params = self._params(tuple(rest[: len(self.order)]))
         x0 = rest[-1] if self.num_starts else None
-        state = self.solver.init(self.operator.bound(params), b)
-        value, *stats, condition = self.solver.compute(state, b, x0)
+        with without_autocast():
+            state = self.solver.init(self.operator.bound(params), b)
+            value, *stats, condition = self.solver.compute(state, b, x0)
         if condition is None:
             condition = torch.full_like(stats[1], float("nan"))
         return (value if x0 is None else value.clone(), *stats, condition)

@@ -24,6 +24,7 @@ from torchopt.errors import TorchOptError
 from torchopt.linear_solve.iterate import iterate, norm
 from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.result import refuse_function
+from torchopt.precision import present_autocast, without_autocast
 from torchopt.shown import Described
 from torchopt.solvers.adjoint import by_another_engine, require_adjoint, require_constants
 from torchopt.torch_internals import without_saved_tensor_hooks
@@ -166,6 +167,8 @@ class Solver(Described, ABC):
       another engine.
     * `solver.run(function, start, *args)` returns a `SolveResult`, without derivatives.
 
+    Autocast applies to the function, not to the iterations and their derivatives.
+
     Attributes:
         tol: The largest ‖F(x)‖₂ that counts as solved, >= 0, in the units of F; None: √eps of the
             dtype, 1.5e-8 in float64 and 3.5e-4 in float32.
@@ -234,9 +237,10 @@ class Solver(Described, ABC):
         """Return the solution, with the graph of the iterations if `keep_graph` is True."""
         layout = Layout.of(start, f"{type(self).__name__}: start", real=True)
         function = twice_differentiable(function) if self.differentiates else function
+        function = present_autocast()(function)
         # Hooks for saved tensors, such as those of a checkpoint, are only for graphs that are kept.
         hooks = nullcontext() if keep_graph else without_saved_tensor_hooks()
-        with hooks, torch.set_grad_enabled(keep_graph):
+        with hooks, without_autocast(), torch.set_grad_enabled(keep_graph):
             x = layout.ravel(tree_map(torch.detach, start))
             found = self.solve_vector(lambda x: function(x, *args), layout, x)
         with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchopt.diff.implicit.equation import displacement
 from torchopt.linear_solve.iterate import dot, iterate, norm
 from torchopt.linear_solve.layout import Layout
+from torchopt.precision import present_autocast
 from torchopt.solvers.base import (
     Function,
     Outcome,
@@ -65,7 +66,7 @@ class _CompositeSolver(Solver):
         bound = _Bound(
             **{name: getattr(self, name) for name in ("tol", "maxiter", "check_every", "on_fail")},
             solver=self,
-            args=args,
+            prox=present_autocast()(lambda x, step: self.proximal(x, step, args)),
         )
         return bound._run(lambda x: function(x, *args), start, (), keep_graph)
 
@@ -75,7 +76,7 @@ class _Bound(Solver):
     """A composite solver with its arguments filled in: FISTA with backtracking and restarts."""
 
     solver: _CompositeSolver | None = None
-    args: tuple[Any, ...] = ()
+    prox: Callable[[Any, Any], Any] | None = None
 
     def optimality(self, function: Function) -> Function:
         """Unused; the composite solver computes derivatives."""
@@ -86,8 +87,9 @@ class _Bound(Solver):
 
     def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
         """Return the solution for one vector."""
-        solver = self.solver
+        solver, proximal = self.solver, self.prox
         assert solver is not None
+        assert proximal is not None
         differentiate = torch.func.grad_and_value(
             lambda x: objective_value(function(layout.unravel(x)))
         )
@@ -95,7 +97,7 @@ class _Bound(Solver):
 
         def prox(v: Tensor, s: Tensor) -> Tensor:
             return layout.ravel(
-                solver.proximal(layout.unravel(v), s, self.args),
+                proximal(layout.unravel(v), s),
                 f"{type(solver).__name__}: value of the prox",
             )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchopt.diff.implicit.root import ImplicitEngine
 from torchopt.linear_solve.dense import LU
 from torchopt.linear_solve.iterate import wide
+from torchopt.precision import without_autocast
 from torchopt.solvers.base import OnFail, report_outcome
 from torchopt.solvers.interior_point import (
     Program,
@@ -111,7 +112,8 @@ def quadratic_program(
     batch = torch.broadcast_shapes(*(x.shape[: -_rank(i)] for i, x in enumerate(program)))
 
     def solve(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return _solve(Program(*tensors), tol, maxiter, on_fail)
+        with without_autocast():
+            return _solve(Program(*tensors), tol, maxiter, on_fail)
 
     if not batch:
         return QPSolution(*(x.to(c.dtype) for x in solve(*program)))

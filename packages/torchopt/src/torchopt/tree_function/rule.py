@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchopt.errors import NotDifferentiableError
+from torchopt.precision import without_autocast
 from torchopt.torch_internals import count_forward_modes, in_forward_mode, is_transforming
 from torchopt.tree import is_smooth
 
@@ -160,7 +161,8 @@ class _RuleFunction(torch.autograd.Function):
         saved, kept = ctx.saved_tensors, rule.num_kept_inputs
         inputs, outputs = saved[:kept], saved[kept:]
         used = cotangents[: rule.num_differentiable_outputs]
-        pulled = over_batched(lambda *c: rule.pull_back(inputs, outputs, c), used)
+        with without_autocast():
+            pulled = over_batched(lambda *c: rule.pull_back(inputs, outputs, c), used)
         constants = ctx.num_inputs - rule.num_differentiable_inputs
         return (None, *pulled, *(None for _ in range(constants)))
 
@@ -178,7 +180,8 @@ class _RuleFunction(torch.autograd.Function):
                 torch.zeros_like(x) if tangent is None else tangent
                 for x, tangent in zip(inputs, given)
             )
-            pushed = over_batched(lambda *t: rule.push_forward(inputs, outputs, t), dense)
+            with without_autocast():
+                pushed = over_batched(lambda *t: rule.push_forward(inputs, outputs, t), dense)
         return (*pushed, *(None for _ in range(ctx.num_outputs - len(pushed))))
 
     @staticmethod
