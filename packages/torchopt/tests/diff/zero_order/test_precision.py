@@ -174,6 +174,30 @@ COUNTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("name", [*ESTIMATORS, "multi_point(2)"])
+def test_autocast_does_not_round_losses_and_sums(name: str) -> None:
+    """In bfloat16 the losses would be equal, and so would be their differences to zero."""
+    estimator = multi_point(2) if name == "multi_point(2)" else ESTIMATORS[name]
+    x = torch.tensor([1.0, -3.0, 0.5], requires_grad=True)
+
+    def loss(x: Tensor) -> Tensor:
+        return 100.0 + (x**2).sum()
+
+    def derivatives(enabled: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        engine = ZeroOrder(Gaussian(), estimator, num_samples=64, sigma=0.1, chunk_size=16)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found = list(engine.estimate(loss, x.detach(), seed=0)[:2])
+            second = estimator.curvature is not None
+            found += torch.autograd.grad(engine(loss)(x), x, create_graph=second)
+            if second:
+                found += torch.autograd.grad(found[-1].sum(), x)
+        return [y.detach() for y in found]
+
+    for got, want in zip(derivatives(True), derivatives(False), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("estimator", ALL, ids=name_of)
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_are_losses(estimator: Estimator, name: str) -> None:

@@ -231,7 +231,9 @@ def _against_others(e: Evaluations, weights: Tensor) -> Tensor:
             torch.zeros_like(f).index_add(0, blocks, x)[blocks] for x in (own_weight, own)
         )
     rest = weights.sum() - own_weight
-    others = (weights @ deviation - own) / torch.where(rest == 0, torch.ones_like(rest), rest)
+    others = ((weights * deviation).sum() - own) / torch.where(
+        rest == 0, torch.ones_like(rest), rest
+    )
     return (deviation - others) / e.sigma
 
 
@@ -297,11 +299,9 @@ class _Stencil:
     weights: tuple[float, ...]
 
     def __call__(self, e: Evaluations) -> Tensor:
-        return (
-            e.losses
-            @ torch.tensor(self.weights, dtype=e.losses.dtype, device=e.losses.device)
-            / e.sigma
-        )
+        weights = torch.tensor(self.weights, dtype=e.losses.dtype, device=e.losses.device)
+        # Not a matrix product, which autocast would round: the terms cancel.
+        return (e.losses * weights).sum(1) / e.sigma
 
 
 def multi_point(pairs: int) -> Estimator:

@@ -21,6 +21,7 @@ from torchopt.diff.zero_order.evaluator import Evaluator
 from torchopt.diff.zero_order.loop import sum_over_directions
 from torchopt.diff.zero_order.precision import accumulator, widened
 from torchopt.diff.zero_order.surrogate import control_variate, surrogate_mean
+from torchopt.precision import without_autocast
 
 __all__ = [
     "ENTRIES_PER_CHUNK",
@@ -225,7 +226,8 @@ class _Leaves:
         if self.surrogate is None:
             return values
         estimator = self.sampling.estimator
-        return control_variate(estimator, values, noise, self.sigma, self.surrogate)
+        with without_autocast():
+            return control_variate(estimator, values, noise, self.sigma, self.surrogate)
 
     def square_norms(self, noise: Sequence[Tensor], like: Tensor) -> Tensor:
         norms = torch.zeros(len(noise[0]), dtype=like.dtype, device=like.device)
@@ -329,7 +331,8 @@ def second_derivative(
         n, k = e.losses.shape[:2]
         values, middle = e.losses.reshape(n, k, -1), center.flatten()
         weights = cotangent.flatten().to(values)
-        of_product = replace(e, losses=values @ weights, center=middle @ weights)
+        sums = (values * weights).sum(-1), (middle * weights).sum()  # autocast rounds products
+        of_product = replace(e, losses=sums[0], center=sums[1])
         h = estimator.curvature(of_product)
 
         def coefficients(column: Tensor, at_center: Tensor) -> Tensor:
@@ -362,8 +365,9 @@ class _WithSlopes(_Leaves):
     def evaluate(self, noise: Sequence[Tensor]) -> Tensor:
         values = super().evaluate(noise)
         slope = torch.zeros(len(values), dtype=values.dtype, device=values.device)
-        for z, v in zip(noise, self.tangents):
-            slope += (_rows(z) @ _rows(v[None])[0]).to(slope)
+        with without_autocast():
+            for z, v in zip(noise, self.tangents):
+                slope += (_rows(z) @ _rows(v[None])[0]).to(slope)
         self.slopes.append(slope)
         return values
 

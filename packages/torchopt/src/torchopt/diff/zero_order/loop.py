@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchopt.diff.zero_order.estimators import Evaluations
 from torchopt.diff.zero_order.precision import widened
+from torchopt.precision import without_autocast
 
 __all__ = ["Space", "sum_over_directions"]
 
@@ -73,7 +74,12 @@ def sum_over_directions(
     losses = None if losses is None else widened(losses)
 
     def weights(values: Tensor, norms: Tensor) -> Tensor:
-        return weigh(Evaluations(values, center, norms, space.sigma, space.coupled))
+        with without_autocast():
+            return weigh(Evaluations(values, center, norms, space.sigma, space.coupled))
+
+    def added(c: Tensor, noise: Any) -> None:
+        with without_autocast():
+            add(c, noise)
 
     found: list[tuple[Tensor, Tensor]] = []
     if losses is None or uses_norms:
@@ -82,7 +88,7 @@ def sum_over_directions(
             values = space.evaluate(noise) if losses is None else losses[start:stop]
             norms = space.square_norms(noise, values) if uses_norms else values.new_empty(0)
             if local:
-                add(weights(values, norms), noise)
+                added(weights(values, norms), noise)
             else:
                 found.append((values, norms))
         if local:
@@ -94,4 +100,4 @@ def sum_over_directions(
     for start, stop in chunks:
         if noise is None or len(chunks) > 1:
             noise = space.draw(start, stop)
-        add(c[start:stop], noise)
+        added(c[start:stop], noise)
