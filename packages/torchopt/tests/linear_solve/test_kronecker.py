@@ -364,4 +364,5 @@ def test_half_precision_has_the_factors_of_single() -> None:
     single = kronecker(net.float(), squared, x.float(), y.float(), ridge=0.5)(
         {k: u.float() for k, u in v.items()}
     )
-    torch.testing.assert_close(flat(half).float(), flat(single), rtol=0.05, atol=0.05)
+    # Activations, slopes and results are rounded to 8 bits, by 2^-9 of their size at most.
+    assert (flat(half).float() - flat(single)).norm() < 2**-8 * flat(single).norm()

@@ -175,19 +175,9 @@ def test_statistics_of_rows_and_columns_refuse_complex_tensors(name: str) -> Non
 def test_muon_differs_from_torch_by_the_dtype_of_the_iteration_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = pytest.importorskip("torch.optim._muon")
-
-    def iteration(g: Tensor, coefficients: Any, steps: int, eps: float) -> Tensor:
-        # Theirs without `.bfloat16()`.
-        a, b, c = coefficients
-        x = g.T if g.size(0) > g.size(1) else g
-        x = x / x.norm().clamp(min=eps)
-        for _ in range(steps):
-            gram = x @ x.T
-            x = a * x + (b * gram + c * gram @ gram) @ x
-        return x.T if g.size(0) > g.size(1) else x
-
-    monkeypatch.setattr(module, "_zeropower_via_newtonschulz", iteration)
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    monkeypatch.setattr(Tensor, "bfloat16", Tensor.clone)  # the only place where theirs rounds
     settings: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
     for adjust, match_rms in (("original", False), ("match_rms_adamw", True)):
         for nesterov in (True, False):

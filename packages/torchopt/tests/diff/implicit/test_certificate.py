@@ -261,8 +261,10 @@ TRUNCATED = {
 
 
 @pytest.mark.parametrize("name", sorted(TRUNCATED))
-def test_error_of_a_truncated_linear_solve_is_estimated_within_a_factor_of_three(name):
+def test_error_of_a_truncated_linear_solve_is_estimated_to_second_order(name):
     n = 50
+    expected = {"ridge": Status.CONVERGED, "callable": Status.CONVERGED}
+    expected["diverging"] = Status.DIVERGED
     d, a = torch.logspace(0, 3, n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
 
     def check(offset, d):
@@ -277,15 +279,13 @@ def test_error_of_a_truncated_linear_solve_is_estimated_within_a_factor_of_three
             x = x - (d * x + 0.1 * x**3 - a) / (d + 0.3 * x**2)
         solve = root(lambda s, a: x + offset)
         _, (gradient,), report = certified_grad(lambda x, a: x.sum(), solve)(None, a)
-        error = (gradient - 1 / (d + 0.3 * x**2)).norm()
-        assert error / 3 <= report.gradient_error <= 3 * error
-        torch.testing.assert_close(
-            gradient - report.error[0],
-            gradient - (gradient - 1 / (d + 0.3 * x**2)),
-            rtol=1e-2,
-            atol=1e-2,
-        )
-        assert int(report.status) != int(Status.CONVERGED) or name in ("ridge", "callable")
+        error = gradient - 1 / (d + 0.3 * x**2)
+        # What is left is of second order in the offset, or rounding of a gradient of up to 1e9.
+        left = offset**2 + 1e-15 * (1 + float(gradient.abs().max()))
+        torch.testing.assert_close(report.error[0], error, rtol=0, atol=left)
+        assert abs(report.gradient_error - error.norm()) < n**0.5 * left
+        assert error.norm() > 0.5
+        assert Status(int(report.status)) is expected.get(name, Status.MAX_ITERATIONS)
 
     check(0.0, d)
     check(1e-3, d)
