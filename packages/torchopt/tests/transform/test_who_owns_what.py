@@ -69,14 +69,18 @@ def update(t: Any, g: Any, state: Any, p: Any, *, inplace: bool) -> tuple[Any, A
 def test_what_a_caller_overwrites_does_not_reach_the_state(name: str) -> None:
     t, params = TRANSFORMATIONS[name](), draw(0)
     state = t.init(params)
+    kept = [x.clone() for x in tensors(state)]
+    for x in tensors(params):  # as a step in place does
+        x.fill_(torch.nan)
+    assert all(map(torch.equal, kept, tensors(state)))
     for seed in (1, 2):
-        grads = draw(seed)
+        grads, params = draw(seed), draw(0)
         kept = [x.clone() for x in tensors(state)]
         updates, new = update(t, grads, state, params, inplace=False)
         assert all(map(torch.equal, kept, tensors(state)))
         assert all(map(torch.equal, tensors(grads), tensors(draw(seed))))
         kept = [x.clone() for x in tensors(new)]
-        for x in [*tensors(updates), *tensors(grads)]:
+        for x in [*tensors(updates), *tensors(grads), *tensors(params)]:
             x.fill_(torch.nan)
         for old, now in zip(kept, tensors(new)):
             torch.testing.assert_close(now, old, rtol=0, atol=0)
