@@ -86,8 +86,11 @@ def as_computed(x: Any, *, pairs: bool = True, widen: bool = True) -> Any:
 def as_given(values: Sequence[Any], like: Sequence[Any]) -> list[Any]:
     """Return the results of a rule in the dtypes of `like`, its arguments.
 
-    A value stays as it is where `like` is not a floating-point or complex tensor.
+    A value stays as it is where `like` is not a floating-point or complex tensor. A list that was
+    written in place is returned.
     """
+    if values is like and isinstance(values, list):
+        return values
     return [
         x
         if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype is y.dtype

@@ -387,7 +387,9 @@ def update_leaves(
         fields = {f: getattr(new_state, f) for f in rule.leaf_fields}
         if inplace:
             for f in rule.overwritten_fields:
-                fields[f] = [overwrite(o, n) for o, n in zip(getattr(packed_state, f), fields[f])]
+                written = getattr(packed_state, f)
+                if fields[f] is not written:
+                    fields[f] = list(map(overwrite, written, fields[f]))
         if not everything:
             fields = {f: put(old[f], present, v) for f, v in fields.items()}
         new_state = new_state._replace(**fields)
