@@ -288,6 +288,17 @@ def test_operations_on_what_was_written_to_are_not_merged() -> None:
     torch.testing.assert_close(graph(x), function(x), rtol=0, atol=0)
 
 
+def test_tensors_with_and_without_a_negation_differ_in_nothing_else() -> None:
+    for plain, negated in zip(*map(list, internals.with_and_without_negation())):
+        assert negated.is_neg()
+        assert not plain.is_neg()
+    pairs = [
+        sorted((type(x).__name__, str(x.dtype), tuple(x.shape), x.requires_grad) for x in made)
+        for made in internals.with_and_without_negation()
+    ]
+    assert pairs[0] == pairs[1]
+
+
 def test_a_graph_is_compiled() -> None:
     x = torch.tensor([1.0, 5.0])
     graph = internals.traced_graph(lambda x: [x.sin() * x], [x.clone()], [].append)

@@ -165,6 +165,10 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
     module.def("learn_tensors", &learn_tensors,
                "Register torch's tensor classes and dtypes. Called once.", py::arg("classes"),
                py::arg("dtypes"), py::arg("exchange"));
+    module.def("learn_negation", &learn_negation,
+               "Find out where torch keeps that a negation is pending; return whether that is "
+               "clear. Called once.",
+               py::arg("plain"), py::arg("negated"));
     module.def("release_buffers", &buffers::release, "Free the memory kept for new tensors.");
     module.def("set_buffer_limit", &buffers::set_limit,
                "Limit the bytes kept for new tensors; return the previous limit.",

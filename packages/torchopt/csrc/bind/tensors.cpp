@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
@@ -15,10 +16,19 @@
 namespace torchopt {
 namespace {
 
+/// Where torch keeps that the negation of a tensor's elements is pending: one bit of the description of the tensor, to
+/// which the Python object points. Numbers of words.
+struct Mark {
+    std::size_t pointer = 0;
+    std::size_t word = 0;
+    std::uintptr_t bit = 0;  // 0: not known
+};
+
 /// The arguments of `learn_tensors`. The objects are kept until the process ends.
 struct Known {
     std::vector<PyTypeObject*> classes;
     std::array<PyObject*, 4> dtypes{};
+    Mark negation;
     const exchange::Table* table = nullptr;
 };
 
@@ -63,6 +73,29 @@ py::object attribute(PyObject* object, PyObject* name) {
 bool is_plain(PyObject* tensor) {
     const auto& classes = known().classes;
     return std::find(classes.begin(), classes.end(), Py_TYPE(tensor)) != classes.end();
+}
+
+const std::uintptr_t* words_of(const PyObject* object) {
+    return reinterpret_cast<const std::uintptr_t*>(object);
+}
+
+/// The description of a tensor; null for a tensor that torch has cleared.
+const std::uintptr_t* description_of(const PyObject* tensor, std::size_t pointer) {
+    return reinterpret_cast<const std::uintptr_t*>(words_of(tensor)[pointer]);
+}
+
+/// Whether the elements are those in memory. DLPack does not report a pending negation.
+bool is_as_stored(PyObject* tensor) {
+    const Mark& mark = known().negation;
+    if (mark.bit != 0) {
+        const std::uintptr_t* const description = description_of(tensor, mark.pointer);
+        return description != nullptr && (description[mark.word] & mark.bit) == 0;
+    }
+    // The method takes longer than all other checks of a tensor.
+    PyObject* const negated = PyObject_CallMethodNoArgs(tensor, names().is_neg);
+    if (negated == nullptr) PyErr_Clear();
+    Py_XDECREF(negated);
+    return negated == Py_False;
 }
 
 std::optional<Dtype> dtype_of(const exchange::ElementType& type) {
@@ -155,6 +188,7 @@ void learn_tensors(py::tuple classes, py::tuple dtypes, py::object exchange) {
     for (const py::handle type : classes)
         told.classes.push_back(reinterpret_cast<PyTypeObject*>(
             py::reinterpret_borrow<py::object>(type).release().ptr()));
+    told.negation = k.negation;
     if (!exchange.is_none()) {
         const void* const pointer = PyCapsule_GetPointer(exchange.ptr(), exchange::kCapsule);
         if (pointer == nullptr) throw py::error_already_set();
@@ -165,6 +199,34 @@ void learn_tensors(py::tuple classes, py::tuple dtypes, py::object exchange) {
         if (table != nullptr && table->view != nullptr) told.table = table;
     }
     k = told;
+}
+
+bool learn_negation(const py::list& plain, const py::list& negated) {
+    // The description of torch 2.4 has 24 words, that of torch 2.13 has 22. The bit is in the last one, and no word behind
+    // it is read.
+    constexpr std::size_t kWords = 24;
+    constexpr std::size_t kHead = sizeof(PyObject) / sizeof(std::uintptr_t);
+    known().negation = {};
+    const auto points = [](const py::list& tensors, std::size_t pointer) {
+        return std::all_of(tensors.begin(), tensors.end(), [&](py::handle x) {
+            return is_plain(x.ptr()) &&
+                   py::int_(x.attr("_cdata")).cast<std::uintptr_t>() == words_of(x.ptr())[pointer];
+        });
+    };
+    for (const std::size_t pointer : {kHead, kHead + 1}) {
+        if (plain.empty() || negated.empty() || !points(plain, pointer) ||
+            !points(negated, pointer))
+            continue;
+        for (std::size_t word = 0; word < kWords; ++word) {
+            std::uintptr_t bits = ~std::uintptr_t{0};
+            for (const py::handle x : negated) bits &= description_of(x.ptr(), pointer)[word];
+            for (const py::handle x : plain) bits &= ~description_of(x.ptr(), pointer)[word];
+            if (!std::has_single_bit(bits)) continue;
+            known().negation = {pointer, word, bits};
+            return true;
+        }
+    }
+    return false;
 }
 
 bool can_make_tensors() { return known().table != nullptr; }
@@ -189,18 +251,11 @@ bool Dense::has_shape_of(const Dense& other) const {
 }
 
 std::optional<Dense> Reader::read(PyObject* tensor) {
-    if (!is_plain(tensor)) return std::nullopt;
-    std::optional<Dense> dense = read_again(tensor);
-    if (!dense) return std::nullopt;
-    // DLPack does not report a pending negation.
-    PyObject* const negated = PyObject_CallMethodNoArgs(tensor, names().is_neg);
-    if (negated == nullptr) PyErr_Clear();
-    Py_XDECREF(negated);
-    if (negated != Py_False) return std::nullopt;
-    return dense;
+    return is_plain(tensor) ? read_again(tensor) : std::nullopt;
 }
 
 std::optional<Dense> Reader::read_again(PyObject* tensor) {
+    if (!is_as_stored(tensor)) return std::nullopt;
     const exchange::Table* const table = known().table;
     if (table == nullptr) {
         try {
@@ -293,7 +348,7 @@ py::object make_count(std::int64_t value) {
 }
 
 std::optional<std::int64_t> count_of(PyObject* tensor) {
-    if (known().table == nullptr || !is_plain(tensor)) return std::nullopt;
+    if (known().table == nullptr || !is_plain(tensor) || !is_as_stored(tensor)) return std::nullopt;
     exchange::Tensor x{};
     if (known().table->view(tensor, &x) != 0) {
         PyErr_Clear();

@@ -24,6 +24,10 @@ inline constexpr int kCpu = -1;
 /// before any other function.
 void learn_tensors(py::tuple classes, py::tuple dtypes, py::object exchange);
 
+/// Finds out by trial where torch keeps that a negation is pending. Returns false if that is not clear: then the methods
+/// of tensors are asked. The lists hold tensors of many kinds without and with a pending negation.
+bool learn_negation(const py::list& plain, const py::list& negated);
+
 /// Whether `make_tensor` can be called.
 bool can_make_tensors();
 
@@ -52,7 +56,7 @@ class Reader {
     /// shape, which is valid until its next call. Exceptions that torch raises do not propagate.
     std::optional<Dense> read(PyObject* tensor);
 
-    /// The same for an object that was read before, whose class and pending negation are known.
+    /// The same for an object that was read before, whose class is known.
     std::optional<Dense> read_again(PyObject* tensor);
 
   private:

@@ -169,7 +169,11 @@ def _are_one_call(params: list[Tensor], updates: list[Tensor]) -> bool:
 def add_(params: list[Tensor], updates: list[Tensor]) -> None:
     """Add updates to parameters in place, tensor by tensor."""
     if _are_one_call(params, updates):
-        torch._foreach_add_(params, updates)
-        return
+        try:
+            torch._foreach_add_(params, updates)
+            return
+        except RuntimeError:  # torch does not write to lists with a pending negation
+            if not any(p.is_neg() for p in params):
+                raise
     for p, u in zip(params, updates):
         p.add_(placed_like(p, u))

@@ -18,6 +18,7 @@ from torchopt.kernels import buffers, devices
 from torchopt.kernels.devices import EXCHANGE
 from torchopt.kernels.fused_step import StepCache
 from torchopt.optimizers.native import with_backend
+from torchopt.torch_internals import with_and_without_negation
 from torchopt.tree import tree_leaves
 
 NAMES = sorted(RULES)
@@ -102,6 +103,21 @@ def test_other_tensors_use_torch() -> None:
     torch.func.vmap(lambda row: (seen.append(call([row])), row)[1])(x)
     torch.func.grad(lambda y: (seen.append(call([y])), y.sum())[1])(x)
     assert seen == [None, None]
+
+
+@pytest.mark.parametrize("by_trial", [True, False])
+def test_a_pending_negation_is_seen(by_trial: bool) -> None:
+    try:
+        assert (
+            _C.learn_negation(*(with_and_without_negation() if by_trial else ([], []))) == by_trial
+        )
+        for plain, negated in zip(*with_and_without_negation()):
+            assert _C.are_disjoint([plain])
+            assert not _C.are_disjoint([negated])
+    finally:
+        assert _C.learn_negation(*with_and_without_negation())
+    assert not _C.learn_negation([1.0], [2.0])  # type: ignore[list-item]
+    assert _C.learn_negation(*with_and_without_negation())
 
 
 def test_invalid_calls_are_refused() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -17,6 +18,7 @@ import torchopt
 from torchopt.errors import KernelUnavailableError
 from torchopt.kernels.fused_step import StepCache
 from torchopt.optim.base import Optimizer
+from torchopt.optimizers.adam import ScaleByAdamState
 from torchopt.optimizers.native import FusedChain, with_backend
 from torchopt.transform.plan import longest_plan
 from torchopt.tree import tree_leaves
@@ -155,6 +157,25 @@ def test_moved_tensors_are_noticed() -> None:
     p.grad = torch.ones(2)
     optimizer.step()
     assert p.tolist() == [-0.5] * 2
+
+
+@pytest.mark.parametrize("which", ["parameter", "state", "count"])
+def test_a_negation_that_becomes_pending_is_noticed(which: str) -> None:
+    ends = []
+    for backend in ("auto", "reference"):
+        p = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64, requires_grad=True)
+        optimizer = Optimizer([p], with_backend(torchopt.adam(0.1), backend))
+        for step in range(5):
+            if step == 2:
+                (state,) = (s for s in optimizer.state_groups[0] if type(s) is ScaleByAdamState)
+                x = {"parameter": p, "state": state.mu[0], "count": state.count[0]}[which]
+                # The parameter and the state change their sign, at the same address.
+                x.data = torch._neg_view(x.neg() if which == "count" else x.data)
+            p.grad = torch.tensor([0.3, -1.0, 2.0 + step], dtype=torch.float64)
+            optimizer.step()
+        ends.append(p.detach().resolve_neg().clone())
+    assert math.isfinite(ends[0].sum())
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=0)
 
 
 def test_versions_are_bumped_and_graphs_protected() -> None:

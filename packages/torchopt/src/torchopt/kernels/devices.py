@@ -11,7 +11,12 @@ import torch
 from torchopt import _C
 from torchopt.errors import KernelUnavailableError
 from torchopt.kernels.missing import why_missing
-from torchopt.torch_internals import FakeTensor, has_tangent, is_wrapped
+from torchopt.torch_internals import (
+    FakeTensor,
+    has_tangent,
+    is_wrapped,
+    with_and_without_negation,
+)
 from torchopt.tree_function import PLAIN
 
 if TYPE_CHECKING:
@@ -46,6 +51,8 @@ def _learn_tensors(exchange: object) -> None:
 # Since torch 2.10.
 EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 _learn_tensors(EXCHANGE)
+if why_missing(_C) is None:
+    _C.learn_negation(*with_and_without_negation())
 
 
 def explain_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:

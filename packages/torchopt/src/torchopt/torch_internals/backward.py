@@ -26,6 +26,7 @@ __all__ = [
     "no_view",
     "overlaps_itself",
     "pull_back",
+    "with_and_without_negation",
     "without_recurrent_kernels",
 ]
 
@@ -267,3 +268,24 @@ def _holders_of_new_gradients() -> tuple[int, int]:
 def _grad(p: Tensor) -> Tensor:
     assert p.grad is not None
     return p.grad
+
+
+def with_and_without_negation() -> tuple[list[Tensor], list[Tensor]]:
+    """Return tensors on the CPU without and with a pending negation; they differ in nothing else.
+
+    Among both are views, views of views, detached tensors and parameters of four dtypes.
+    """
+    kinds: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda x: x,
+        lambda x: x.view(-1)[:1],
+        Tensor.detach,
+        torch.nn.Parameter,
+    )
+    found: tuple[list[Tensor], list[Tensor]] = [], []
+    for k, dtype in enumerate((torch.float32, torch.float64, torch.float16, torch.bfloat16)):
+        for i, kind in enumerate(kinds):
+            # In alternating order, so that addresses do not tell them apart.
+            for negated in (0, 1) if (i + k) % 2 else (1, 0):
+                x = torch.zeros(i + 1, dtype=dtype, device="cpu")
+                found[negated].append(kind(torch._neg_view(x) if negated else x))
+    return found
