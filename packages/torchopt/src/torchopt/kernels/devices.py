@@ -51,7 +51,7 @@ def _learn_tensors(exchange: object) -> None:
 # Since torch 2.10.
 EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 _learn_tensors(EXCHANGE)
-if why_missing(_C) is None:
+if why_missing(_C) is None and hasattr(_C, "learn_negation"):  # an older build asks the tensors
     _C.learn_negation(*with_and_without_negation())
 
 
