@@ -227,6 +227,30 @@ def test_short_steps_are_reversed_several_at_once(
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_last_of_large_steps_keeps_its_graph(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[range] = []
+    single = run.pull_back_steps
+
+    def watched(*args: Any) -> Any:
+        taken.append(args[3])
+        return single(*args)
+
+    monkeypatch.setattr(run, "pull_back_steps", watched)
+    monkeypatch.setattr(dispatch, "ROOM", 1)  # no step is small
+    found = []
+    for keep in ("all", "steps"):
+        params = {k: x.clone().requires_grad_() for k, x in START.items()}
+        lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        inner = torchopt.inner_loop(loss_of, torchopt.adam, steps=steps, keep=keep)
+        total = sum((x**2).sum() for x in inner(params, BATCH, lr=lr).params.values())
+        found.append(torch.autograd.grad(total, [lr, *params.values()]))
+    assert taken == [range(t, t + 1) for t in reversed(range(steps - 1))]
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("steps", [32, 48])
 def test_steps_reversed_at_once_take_little_memory(steps: int) -> None:
     def peaks(room: int) -> int:
