@@ -282,7 +282,7 @@ class Run:
         return top_saved_tensor_hooks(True) is None  # they would apply to a graph kept here
 
     def _is_small(self, carry: Carry) -> bool:
-        """Return whether several steps may be reversed together, which pays if they are short."""
+        """Return whether several steps may be reversed together, which helps if they are short."""
         return self._may_keep() and 8 * sum(x.nbytes for x in carry.tensors()) <= self._room
 
     def _reversed(self, inputs: Leaves, end: int) -> Iterator[tuple[range, Moment]]:
