@@ -277,6 +277,22 @@ def estimated_over_windows(x):
     return es.estimate(x, es.init(x, seed=0))[0].gradient
 
 
+@pytest.mark.parametrize("make", [PGPE, SNES])
+def test_none_in_the_mean_is_no_unknown(make):
+    mean = {"a": torch.zeros(2, dtype=torch.float64), "none": None}
+    for search in (
+        SearchDistribution.around(mean, 0.5),
+        SearchDistribution(mean, torch.zeros((), dtype=torch.float64)),
+    ):
+        found = make(4).estimate(lambda x: x["a"].sum(), search, seed=0).gradient
+        plain = SearchDistribution({"a": mean["a"]}, search.log_scale)
+        if isinstance(search.log_scale, dict):
+            plain = SearchDistribution.around({"a": mean["a"]}, 0.5)
+        other = make(4).estimate(lambda x: x["a"].sum(), plain, seed=0).gradient
+        assert found.mean["none"] is None
+        torch.testing.assert_close(found.mean["a"], other.mean["a"])
+
+
 def test_a_mean_without_elements_has_a_gradient_of_zeros():
     for estimator in (PGPE(3), SNES(3)):
         search = SearchDistribution(torch.zeros(0), torch.tensor(-1.0))

@@ -242,9 +242,9 @@ def _scales(
             raise TypeError(f"{name}: log_scale: expected floating-point tensors, got {got}")
 
     def spread(leaves: list[Tensor]) -> Tensor:
-        tree = tree_unflatten(spec, leaves)
-        found = prefix_leaves(tree, layout.unravel(like), f"{name}: log_scale")
-        if not all(isinstance(x, Tensor) for x in found):
+        tree, what = tree_unflatten(spec, leaves), f"{name}: log_scale"
+        found = [x for x in prefix_leaves(tree, layout.unravel(like), what) if x is not None]
+        if len(found) < len(layout.shapes) or not all(isinstance(x, Tensor) for x in found):
             raise ValueError(
                 f"{name}: log_scale: expected tensors for leaves of the mean, got a tree below one"
             )
