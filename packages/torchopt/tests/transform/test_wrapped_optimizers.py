@@ -360,3 +360,13 @@ def test_codes_do_not_depend_on_the_default_device_of_their_first_use() -> None:
     params = torch.zeros(5)
     update, _ = optimizer.update(torch.ones(5), optimizer.init(params))
     torch.testing.assert_close(update, torch.full((5,), -0.1))
+
+
+def test_galore_projects_without_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p, g = (torch.randn(6, 4, generator=generator) for _ in "pg")
+    optimizer = galore(torchopt.sgd(0.1, weight_decay=0.1), rank=2)
+    want = optimizer.update(g, optimizer.init(p), params=p)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = optimizer.update(g, optimizer.init(p), params=p)[0]
+    assert torch.equal(got, want)

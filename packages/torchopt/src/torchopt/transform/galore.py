@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
-from torchopt.precision import dense, widened
+from torchopt.precision import dense, widened, without_autocast
 from torchopt.transform.leaf_rule import as_of_now
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -61,6 +61,7 @@ class Galore(Wrapper):
     def _cut(self, p: Tensor) -> Tensor:
         return p.detach()[: self.rank] if p.shape[0] <= p.shape[1] else p.detach()[:, : self.rank]
 
+    @without_autocast()
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner` in the subspaces."""
         grads, spec = tree_flatten(tree_map(dense, updates), none_is_leaf=True)
