@@ -675,6 +675,10 @@ def test_the_preconditioner_of_the_adjoint_is_the_transposed_one(solver, kind):
     found = linear_solve(operator.T, b, preconditioned)
     assert int(found.stats.iterations) == 1
     torch.testing.assert_close(found.value, torch.linalg.solve(A.mT, b))
+    state = preconditioned.init(operator.bound(), b)  # what the backward pass transposes
+    adjoint = preconditioned.compute(preconditioned.transpose(state), b)
+    assert int(adjoint.iterations) == 1
+    torch.testing.assert_close(adjoint.value, torch.linalg.solve(A.mT, b))
 
 
 def test_diverging_neumann_series_warns():
