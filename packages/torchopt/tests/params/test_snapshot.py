@@ -290,6 +290,15 @@ def test_tied_tensors_stay_tied_in_the_snapshot_and_after_recovery(
     assert net.a.weight is net.b.weight
 
 
+def test_tensors_that_are_deep_copied_together_with_a_snapshot_stay_shared() -> None:
+    state = torchopt.extract_state_dict(nn.Linear(2, 1), by="deepcopy", enable_visual=True)
+    weight = state.params[0]["weight"]
+    twin, first, second = copy.deepcopy((state, weight, {"w": weight}))
+    assert twin.params[0]["weight"] is first is second["w"]
+    assert first is not weight
+    assert torch.equal(first, weight)
+
+
 @pytest.mark.parametrize("by", ["copy", "clone", "deepcopy"])
 def test_a_copy_without_grad_mode_still_requires_a_gradient(by: str) -> None:
     """As after a step under no_grad: leaves, from which training and adaptation go on."""
