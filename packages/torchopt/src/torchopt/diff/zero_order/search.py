@@ -24,14 +24,13 @@ of its directions. That is a descent direction, though not g, with less variance
 contains the gradient.
 
 References:
-    F. Sehnke, C. Osendorfer, T. Rueckstiess, A. Graves, J. Peters, J. Schmidhuber, Parameter-
-    exploring policy gradients, Neural Networks 23, 2010 (symmetric sampling)
+    F. Sehnke et al., Parameter-exploring policy gradients, Neural Networks 23, 2010 (symmetric
+    sampling)
 
-    D. Wierstra, T. Schaul, T. Glasmachers, Y. Sun, J. Peters, J. Schmidhuber, Natural evolution
-    strategies, JMLR 15, 2014 (separable NES)
+    D. Wierstra et al., Natural evolution strategies, JMLR 15, 2014 (separable NES)
 
-    N. Maheswaranathan, L. Metz, G. Tucker, D. Choi, J. Sohl-Dickstein, Guided evolutionary
-    strategies, ICML 2019, https://arxiv.org/abs/1806.10230
+    N. Maheswaranathan et al., Guided evolutionary strategies, ICML 2019,
+    https://arxiv.org/abs/1806.10230
 """
 
 from __future__ import annotations
