@@ -247,6 +247,21 @@ def test_operations_are_traced_with_their_constants() -> None:
     assert internals.draws_numbers(graph)
 
 
+def test_a_view_that_is_the_same_as_its_tensor_leaves_the_graph() -> None:
+    def function(x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        return [x.view(2, 3) * 2.0, x.view(3, 2).view(2, 3), y.view(1, 3)]
+
+    x = torch.arange(6.0).view(2, 3)
+    y = torch.arange(3.0).as_strided((1, 3), (7, 1))
+    graph = internals.traced_graph(function, (x, y), lambda _: None)
+    assert internals.lifted_constants(graph) == []
+    views = [n for n in graph.graph.nodes if "view" in str(n.target)]
+    found = graph(x, y)
+    assert len(views) == 2 + (y.view(1, 3).stride() != y.stride())
+    torch.testing.assert_close(found, function(x, y), rtol=0, atol=0)
+    assert [z.stride() for z in found] == [z.stride() for z in function(x, y)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recompute", "first", "second", "kept"),

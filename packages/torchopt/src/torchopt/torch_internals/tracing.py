@@ -352,13 +352,23 @@ def repeats_removed(graph: torch.fx.GraphModule) -> bool:
     return True
 
 
+def _is_same_view(node: torch.fx.Node) -> bool:
+    if node.target is not aten.view.default:
+        return False
+    x, y = (n.meta.get("val") for n in (*node.all_input_nodes, node))
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        return False
+    return (x.shape, x.stride()) == (y.shape, y.stride())
+
+
 def lifted_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
     """Turn the tensors that a graph holds into additional last arguments, and return them.
 
-    Tensors for number literals of the traced function remain in the graph.
+    Views that are the same as their tensors are removed. Tensors for number literals of the traced
+    function remain in the graph.
     """
     for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.detach.default:
+        if node.target is aten.detach.default or _is_same_view(node):
             node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code()
     nodes = list(graph.graph.nodes)
