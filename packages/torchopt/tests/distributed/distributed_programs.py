@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -380,6 +381,46 @@ def large_gradients() -> dict[tuple[str, int], Any]:
             in_place = [places.get(id(p)) == _grad(p).data_ptr() for p in (a, b)]
             found.setdefault((name, len(tasks)), (bounds, in_place))
     found["kept", 0] = float(kept.min()), float(kept.max())
+    return found
+
+
+class _Gives(torch.autograd.Function):
+    """The sum of x; the gradient is what a function returns."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, given: Callable[[], Tensor]) -> Tensor:
+        ctx.given = given
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return ctx.given(), None
+
+
+@todist.auto_init_rpc(backend="gloo")
+def large_gradients_of_others() -> dict[str, Any]:
+    """Return gradients in the memory of an array, and those with a bit for a sign."""
+    array = np.full(40_000, 2.0)
+    x, z = (torch.zeros(40_000, dtype=t, requires_grad=True) for t in (F64, torch.complex128))
+    given = {  # a rank that finds 2 in another way sends its own memory
+        "of an array": lambda t: _Gives.apply(x, lambda: torch.from_numpy(array)),
+        "negated": lambda t: (
+            _Gives.apply(x, lambda: torch.ops.aten._neg_view(torch.full_like(x, -2.0)))
+            if t == 0
+            else (x * 2.0).sum()
+        ),
+        "conjugated": lambda t: (
+            (z.conj() * (2 + 1j)).sum().real if t == 0 else (z * (2 - 1j)).sum().real
+        ),
+    }
+    found: dict[str, Any] = {}
+    for name, loss in given.items():
+        p = z if name == "conjugated" else x
+        for _ in range(2):
+            p.grad = None
+            todist.TaskParallel([p]).backward(loss, [0, 1])
+        found[name] = set(_grad(p).tolist())
+    found["array"] = set(array.tolist())
     return found
 
 

@@ -194,6 +194,14 @@ def test_large_gradients_are_summed_in_their_memory_unless_somebody_sees_it(stan
                     assert in_place == [False, True]
 
 
+def test_large_gradients_in_the_memory_of_others_or_with_signs_are_copied(standing):
+    for found in standing(programs.large_gradients_of_others, 2):
+        assert found["array"] == {2.0}
+        assert found["of an array"] == {4.0}
+        assert found["negated"] == {3.0}
+        assert found["conjugated"] == {2 + 1j}
+
+
 def test_gradients_are_changed_in_place_one_by_one(standing):
     for n in (1, 2):
         for found in standing(programs.edited_gradients, n):

@@ -34,6 +34,19 @@ def test_gradients_of_unusual_parameters_are_those_of_a_loop(standing, options):
                     assert torch.equal(a, c)
 
 
+def test_parameters_with_bits_for_signs_start_as_those_of_rank_0(standing):
+    assert standing(programs.run, 3, "signed_of_rank_0") == [[[1 - 2j] * 2, [-1.0] * 2]] * 3
+
+
+def test_a_second_gradient_after_the_first_was_sent_is_refused(standing):
+    for (rank, _, kind, trace, _), grads in standing(programs.run, 3, "second_gradients"):
+        assert (rank, kind) == (0, "raised")
+        assert "expected one gradient of a parameter in a backward pass, got a second" in trace
+        assert grads == [None, None]
+    ((_, grads),) = standing(programs.run, 1, "second_gradients")
+    assert [set(g.tolist()) for g in grads] == [{9.0}, {3.0}]
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 def test_buffers_of_every_kind_are_the_same_at_every_world_size(standing, options):
     inf = float("inf")

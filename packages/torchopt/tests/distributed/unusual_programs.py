@@ -70,6 +70,69 @@ def points(size: int) -> Problem:
     return params, params, loss
 
 
+class _Inside(torch.autograd.Function):
+    """x times the sum of p, whose backward runs a backward pass that reaches p."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, hold: Callable[[], Tensor]) -> Tensor:
+        ctx.hold = hold
+        return x * hold().detach().sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        with torch.enable_grad():
+            ctx.hold().sum().backward(grad)
+        return grad * ctx.hold().detach().sum(), None
+
+
+def inside(size: int) -> Problem:
+    """Return a loss whose backward pass runs another one."""
+    p, q = (torch.ones(size, dtype=F64, requires_grad=True) for _ in range(2))
+    x = torch.ones((), dtype=F64, requires_grad=True)
+
+    def loss(task: float) -> Tensor:
+        return _Inside.apply(x, lambda: p) * task + (q * task).sum()
+
+    return [p, q, x], [p, q, x], loss
+
+
+def signed(size: int) -> Problem:
+    """Return parameters that are conjugated and negated views."""
+    z = torch.full((size,), 1.0 + 2.0j, dtype=torch.complex128).conj().detach().requires_grad_()
+    x = torch.ops.aten._neg_view(torch.ones(size, dtype=F64)).detach()
+    params = [z, x.requires_grad_()]
+    assert z.is_conj()
+    assert x.is_neg()
+
+    def loss(task: float) -> Tensor:
+        return (z * task).abs().pow(2).sum() + (x.pow(2) * task).sum()
+
+    return params, params, loss
+
+
+def signed_of_rank_0() -> list[Any]:
+    """Return parameters with the bits for signs, which start as those of rank 0."""
+    _, params, _ = signed(2)
+    with torch.no_grad():
+        for p in params:
+            p.add_(todist.get_rank())
+    todist.TaskParallel(params)
+    return [p.tolist() for p in params]
+
+
+def second_gradients() -> Any:
+    """Return what a parameter is told whose gradient comes once more after it was sent."""
+    p, q, x = inside(2000)[0]
+    engine = todist.TaskParallel([q, p, x], bucket_bytes=8000)
+
+    def loss(task: float) -> Tensor:
+        value: Tensor = sum(_Inside.apply(x, lambda: p) for _ in range(3)) * task
+        return value + (q * task).sum()
+
+    told = outcome(lambda: engine.backward(loss, TASKS))
+    return told, [p.grad, q.grad]
+
+
 def of_type(dtype: torch.dtype) -> Callable[[int], Problem]:
     def make(size: int) -> Problem:
         torch.manual_seed(0)
@@ -91,6 +154,8 @@ PROBLEMS: dict[str, Callable[[int], Problem]] = {
     "sparse and dense": lambda size: table(size, 3.0),
     "tied": tied,
     "points": points,
+    "inside": inside,
+    "signed": signed,
     "half": of_type(torch.float16),
     "bfloat16": of_type(torch.bfloat16),
     "complex": of_type(torch.complex128),

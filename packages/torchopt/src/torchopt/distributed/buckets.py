@@ -139,7 +139,13 @@ class BucketedSum:
         return accumulated
 
     def _ready(self, bucket: _Bucket) -> None:
-        bucket.left -= 1
+        if bucket.flat is not None:
+            raise RuntimeError(
+                "expected one gradient of a parameter in a backward pass, got a second one after "
+                "the first was sent, from a backward pass inside of it; let the custom backward() "
+                "return the gradients of parameters, such as those of torch.autograd.grad"
+            )
+        bucket.left = max(bucket.left - 1, 0)
         early, before = self._early, self._next
         if bucket.left or before >= len(early) or early[before].left:
             return
@@ -244,7 +250,8 @@ class BucketedSum:
 
 def _is_own(g: Tensor, in_hook: bool) -> bool:
     """Return whether a gradient can be replaced by its sum in its own memory."""
-    return g.layout == torch.strided and g.is_contiguous() and holds_alone(g, in_hook=in_hook)
+    is_plain = g.layout == torch.strided and g.is_contiguous() and not (g.is_conj() or g.is_neg())
+    return is_plain and holds_alone(g, in_hook=in_hook)
 
 
 class Numbers:

@@ -270,7 +270,19 @@ class _Ordered(Gradients):
     def add(self, i: int, loss: Tensor, weight: float, is_last: Callable[[], bool]) -> None:
         is_last()
         loss = loss * weight
-        grads = torch.autograd.grad(loss, self.params, allow_unused=True)
+        before = [p.grad for p in self.params]
+        for p in self.params:
+            p.grad = None
+        try:
+            grads = [*torch.autograd.grad(loss, self.params, allow_unused=True)]
+            # A custom backward may run a backward pass, which leaves its part in `.grad`.
+            left = [p.grad for p in self.params]
+        finally:
+            for p, g in zip(self.params, before):
+                p.grad = g
+        for k, g in enumerate(grads):
+            if (more := left[k]) is not None:
+                grads[k] = more if g is None else sparse.added(g, more)
         for k, g in enumerate(grads):
             self.used[k] = self.used[k] or g is not None
             self._dense[k] = self._dense[k] or (g is not None and not sparse.is_sparse(g))

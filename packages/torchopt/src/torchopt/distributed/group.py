@@ -270,7 +270,7 @@ class Group:
         self.operations += 1
         self.bytes_sent += (self.size - 1) * x.numel() * x.element_size()
         parts = [list(_real(out).unbind(0))]
-        own = [_real(x.contiguous())]
+        own = [_real(_plain(x))]
         work = _pg(self._group).allgather(parts, own, _options("AllgatherOptions"))
         self.wait(_started(x, work), name, limit)
         return out
@@ -282,7 +282,7 @@ class Group:
             if self.rank == 0:
                 self.bytes_sent += (self.size - 1) * x.numel() * x.element_size()
             options = _options("BroadcastOptions")  # from the first rank
-            whole = x.contiguous()
+            whole = _plain(x)
             self.wait(_started(x, _pg(self._group).broadcast([_real(whole)], options)), name)
             if whole is not x:
                 x.copy_(whole)
@@ -362,6 +362,11 @@ def _pg(group: Any) -> Any:
 def _options(kind: str) -> Any:
     # For each operation, so that the timeout of a group that the program made stays as it is.
     return collective_options(kind, _LONG)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Return x, or a copy of it that is contiguous and has no bit for a sign."""
+    return x.contiguous().resolve_conj().resolve_neg()
 
 
 def _real(x: Tensor) -> Tensor:

@@ -111,7 +111,8 @@ def _like(x: Tensor) -> Tensor:
 def digest(x: Tensor) -> bytes:
     """Return a hash, 16 bytes, of dtype, shape and content of a tensor on the CPU."""
     h = hashlib.blake2b(f"{x.dtype}{tuple(x.shape)}".encode(), digest_size=16)
-    content: Any = x.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    plain = x.detach().contiguous().resolve_conj().resolve_neg()
+    content: Any = plain.reshape(-1).view(torch.uint8).numpy()
     h.update(content)
     return h.digest()
 

@@ -239,14 +239,15 @@ def holds_alone(grad: Tensor, *, in_hook: bool = False) -> bool:
     """Return whether no other tensor or array sees the memory of a gradient.
 
     autograd may give two parameters gradients that share memory, and a custom backward may return a
-    view of a tensor that somebody keeps.
+    view of a tensor that somebody keeps, or memory that torch has not allocated, such as an array.
 
     Args:
         grad: The `.grad` of a leaf.
         in_hook: Whether this is a hook that runs after the first gradient of the leaf came, when
             autograd itself still holds it.
     """
-    return _holders(grad) <= _holders_of_new_gradients()[in_hook]
+    allocated: bool = grad.untyped_storage().resizable()
+    return allocated and _holders(grad) <= _holders_of_new_gradients()[in_hook]
 
 
 def _holders(x: Tensor) -> int:
