@@ -160,6 +160,8 @@ class _RuleFunction(torch.autograd.Function):
         rule: Rule = ctx.rule
         saved, kept = ctx.saved_tensors, rule.num_kept_inputs
         inputs, outputs = saved[:kept], saved[kept:]
+        if isinstance(rule, _Shared):
+            outputs = rule.held_by(outputs)
         used = cotangents[: rule.num_differentiable_outputs]
         with without_autocast():
             pulled = over_batched(lambda *c: rule.pull_back(inputs, outputs, c), used)
@@ -212,25 +214,46 @@ class _Shared:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._rule(), name)
 
+    def held_by(self, outputs: Tensors) -> Tensors:
+        """Return outputs whose nodes hold the rule once the common node does not."""
+        hold, rule = _Holding.apply, self._rule()
+        if self._held is not None or not torch.is_grad_enabled():
+            return outputs
+        return tuple(
+            hold(rule, x) if x.requires_grad else x  # type: ignore[no-untyped-call]
+            for x in outputs
+        )
+
 
 class _Holding(torch.autograd.Function):
     """The identity, whose node keeps an object alive."""
 
     @staticmethod
-    def forward(ctx: Any, held: Any, x: Tensor) -> Tensor:
-        ctx.held = held
+    def forward(held: Any, x: Tensor) -> Tensor:
+        del held
         return x.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        del output
+        ctx.held = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         return None, *cotangents
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, held: Any, x: Tensor) -> Any:
+        del info
+        return _Holding.apply(held, x), in_dims[1]  # type: ignore[no-untyped-call]
 
 
 def apply_releasable_rule(rule: Rule, *inputs: Tensor) -> Tensors:
     """Return the same as `apply_rule`, for a rule that may refer to an object with the outputs.
 
     Python's collector finds such a cycle only if no two outputs share a node of the graph. So each
-    output gets a node of its own, which holds the rule, and their common node does not hold it.
+    output gets a node of its own, which holds the rule, and their common node does not hold it. So
+    do the outputs that the graph of a derivative refers to.
     """
     if is_transforming() or in_forward_mode() or not torch.is_grad_enabled():
         return apply_rule(rule, *inputs)
@@ -239,8 +262,8 @@ def apply_releasable_rule(rule: Rule, *inputs: Tensor) -> Tensors:
     if sum(x.requires_grad for x in outputs) < 2:
         return outputs
     shared.release()
-    hold: Any = _Holding.apply
-    return tuple(hold(rule, x) if x.requires_grad else x for x in outputs)
+    held: Tensors = shared.held_by(outputs)
+    return held
 
 
 class Sweep(Protocol):

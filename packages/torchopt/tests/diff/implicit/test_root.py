@@ -564,3 +564,17 @@ def test_an_object_that_keeps_its_solution_is_released():
         del layer, first, second, g
     gc.collect()
     assert not any(ref() for ref in refs)
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_higher_derivatives_of_solutions_that_nobody_keeps(vectorize):
+    def loss(a):
+        solve = custom_root(lambda x, a: (2.0 * x[0] - a, x[1] - x[0] * a**2), argnums=1)
+        first, second = solve(lambda start, a: (a / 2.0, a**3 / 2.0))(None, a)
+        gc.collect()
+        return first + second
+
+    a = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    second = torch.autograd.functional.hessian(loss, a, create_graph=True, vectorize=vectorize)
+    (third,) = torch.autograd.grad(second, a)
+    torch.testing.assert_close((second.item(), third.item()), (9.0, 3.0))
