@@ -24,8 +24,7 @@ of its directions. That is a descent direction, though not g, with less variance
 contains the gradient.
 
 References:
-    F. Sehnke et al., Parameter-exploring policy gradients, Neural Networks 23, 2010 (symmetric
-    sampling)
+    F. Sehnke et al., Parameter-exploring policy gradients, Neural Networks 23, 2010
 
     D. Wierstra et al., Natural evolution strategies, JMLR 15, 2014 (separable NES)
 
