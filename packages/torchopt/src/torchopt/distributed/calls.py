@@ -19,8 +19,7 @@ from torchopt.distributed import packed, remote, stats, wire
 from torchopt.distributed import session as _session
 from torchopt.distributed.deadlines import Deadlines
 from torchopt.distributed.partition import Call
-from torchopt.distributed.raised import Raised
-from torchopt.distributed.watch import stack_of
+from torchopt.distributed.raised import Raised, stack_of
 from torchopt.distributed.world import get_world_rank
 from torchopt.errors import NotDifferentiableError, WorkerError
 from torchopt.tree import tree_flatten, tree_unflatten

@@ -6,12 +6,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
+import sys
 import traceback
 from typing import Any
 
 from torchopt.errors import WorkerError
 
-__all__ = ["Raised"]
+__all__ = ["Raised", "stack_of"]
+
+
+def stack_of(thread_id: int) -> str:
+    """Return the stack of a thread of this process, as a traceback prints it."""
+    frame = sys._current_frames().get(thread_id)
+    return "".join(traceback.format_stack(frame)) if frame is not None else ""
 
 
 class Raised:

@@ -29,25 +29,16 @@ from torchopt.distributed.connections import Connections
 from torchopt.distributed.inside import own
 from torchopt.distributed.judge import Doing, Verdict, View, judge
 from torchopt.distributed.link import Link
+from torchopt.distributed.raised import stack_of
 from torchopt.distributed.rendezvous import Rendezvous
 from torchopt.errors import WorkerError
 
-__all__ = ["Watch", "stack_of"]
+__all__ = ["Watch"]
 
 _BEAT = 0.2  # seconds between two messages of a process that is alive
 _AWAKE = 0.5  # seconds without a beat after which this process must have been stopped
 _MUTE = 3.0  # seconds without a heartbeat before its end after which a process was stuck
 _ANSWER = 1.0  # seconds that a late process has to send its stack
-
-
-def stack_of(thread_id: int) -> str:
-    """Return the stack of a thread of this process, as a traceback prints it."""
-    frame = sys._current_frames().get(thread_id)
-    return "".join(traceback.format_stack(frame)) if frame is not None else ""
-
-
-def _no(*args: Any) -> None:
-    """Do nothing."""
 
 
 class _Task:
@@ -285,7 +276,7 @@ class Watch:
         """
         self._board, own.tasks = None, ()
         self._changed = threading.Condition()
-        self._rendezvous = Rendezvous(0, 0, _no, _no, self._clock)
+        self._rendezvous = Rendezvous(0, 0, lambda *_: None, lambda *_: None, self._clock)
         self._connections.forget()
 
     def close(self) -> None:
@@ -391,12 +382,8 @@ class Watch:
         self.failed.set()
         self._wake()
         if tell:
-            record = {
-                "rank": failure.rank,
-                "task": failure.task,
-                "kind": failure.kind,
-                "remote_traceback": failure.remote_traceback,
-            }
+            parts = ("rank", "task", "kind", "remote_traceback")
+            record = {part: getattr(failure, part) for part in parts}
             for rank in self._connections.ranks:
                 self._connections.send(rank, {"failure": record})
 
