@@ -528,13 +528,13 @@ def test_sam_says_that_gradients_and_parameters_are_in_different_containers() ->
         optimizer.update(tuple(params), state, params=params, inplace=False)
 
 
-@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(("last", "known"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize(
     ("dtype", "size", "every"),
     [(torch.bfloat16, 1.0, 1024), (torch.float16, 2.0**-20, 512), (torch.float16, 3.0, 300)],
 )
 def test_accumulate_rounds_the_mean_of_half_types_once(
-    dtype: torch.dtype, size: float, every: int, last: bool
+    dtype: torch.dtype, size: float, every: int, last: bool, known: bool
 ) -> None:
     """Shares of it in a half type would be lost: below the spacing of the mean, or of all."""
     optimizer = accumulate(torchopt.sgd(1.0), every)
@@ -543,7 +543,7 @@ def test_accumulate_rounds_the_mean_of_half_types_once(
     state = optimizer.init(params)
     for call in range(every):
         given = grads if last or call < every - 1 else [None]
-        updates, state = optimizer.update(given, state, params=params)
+        updates, state = optimizer.update(given, state, params=params if known else None)
     share = 1.0 if last else (every - 1) / every
     assert updates[0].dtype == dtype
     torch.testing.assert_close(

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.precision import as_given, widened
 from torchopt.tree import (
@@ -20,11 +22,19 @@ __all__ = ["AccumulateState", "accumulate"]
 
 
 class AccumulateState(NamedTuple):
-    """`collected`: calls since the last step; `mean`: their mean gradient; `inner_state`."""
+    """The state.
+
+    Attributes:
+        collected: Calls since the last step.
+        mean: Their mean gradient, in float32 for half types.
+        inner_state: The state of the transformation that steps.
+        likes: Empty tensors in the dtypes of the parameters.
+    """
 
     collected: int
     mean: Any
     inner_state: Any
+    likes: Any
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,8 @@ class Accumulate(Wrapper):
     def init(self, params: Any) -> AccumulateState:
         """Return the state before the first gradient."""
         empty = tree_map(lambda p: None, params, none_is_leaf=True)
-        return AccumulateState(collected=0, mean=empty, inner_state=self.inner.init(params))
+        likes = tree_map(_empty, params, none_is_leaf=True)
+        return AccumulateState(0, empty, self.inner.init(params), likes)
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Collect a gradient; step with each `every`-th one."""
@@ -55,19 +66,21 @@ class Accumulate(Wrapper):
         mean = tree_map(added, updates, before, none_is_leaf=True)
         collected = state.collected + 1
         if collected < self.every:
-            return empty, AccumulateState(collected, mean, state.inner_state)
-        likes = tree_flatten(updates, none_is_leaf=True)[0]
+            return empty, state._replace(collected=collected, mean=mean)
         means, spec = tree_flatten(mean, none_is_leaf=True)
-        if params is not None and any(g is None for g in likes):
-            given = tree_leaves(params, none_is_leaf=True)
-            likes = [p if g is None else g for g, p in zip(likes, given, strict=True)]
+        pairs = zip(*(tree_leaves(x, none_is_leaf=True) for x in (updates, state.likes)))
+        likes = [like if g is None else g for g, like in pairs]
         stepped, inner_state = self.inner.update(
             tree_unflatten(spec, as_given(means, likes)),
             state.inner_state,
             params=params,
             inplace=inplace,
         )
-        return stepped, AccumulateState(0, empty, inner_state)
+        return stepped, AccumulateState(0, empty, inner_state, state.likes)
+
+
+def _empty(x: Any) -> Tensor | None:
+    return x.detach().new_empty(0) if isinstance(x, Tensor) else None
 
 
 def accumulate(inner: GradientTransformation, every: int) -> GradientTransformation:
