@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torchopt
 from torchopt.errors import NotDifferentiableError
@@ -23,7 +24,7 @@ from torchopt.transform import (
     scale,
     scale_by_adam,
 )
-from torchopt.transform.in_8_bits import Quantized, code_values, dequantize, quantize
+from torchopt.transform.in_8_bits import Quantized, _kept_values, code_values, dequantize, quantize
 
 DOUBLE = torch.float64
 Params = dict[str, Tensor]
@@ -352,14 +353,16 @@ def test_sharpness_aware_steps_bring_back_what_has_no_second_gradient() -> None:
     assert not state.climbed
 
 
-def test_codes_do_not_depend_on_the_default_device_of_their_first_use() -> None:
-    code_values.cache_clear()
+@pytest.mark.parametrize("mode", [lambda: torch.device("meta"), FakeTensorMode])
+def test_codes_do_not_depend_on_the_mode_of_their_first_use(mode: Callable[[], Any]) -> None:
+    _kept_values.cache_clear()
     optimizer = in_8_bits(torchopt.adam(0.1), min_size=1)
-    with torch.device("meta"):
-        optimizer.init(torch.zeros(5))
     params = torch.zeros(5)
-    update, _ = optimizer.update(torch.ones(5), optimizer.init(params))
-    torch.testing.assert_close(update, torch.full((5,), -0.1))
+    for _ in range(2):
+        with mode():
+            optimizer.init(torch.zeros(5))
+        update, _ = optimizer.update(torch.ones(5), optimizer.init(params))
+        torch.testing.assert_close(update, torch.full((5,), -0.1))
 
 
 def test_galore_projects_without_autocast() -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "forward_mode_enabled",
     "gradient_in_transform",
     "has_tangent",
+    "in_dispatch_mode",
     "in_forward_mode",
     "in_forward_mode_of_this_thread",
     "inner_transforms_are_vmaps",
@@ -215,6 +216,12 @@ _tracing_state: Any = torch._C._get_tracing_state
 def is_traced() -> bool:
     """Return whether operations are traced to run later, which would miss a kernel call."""
     return _is_compiling() or _dispatch_mode(_PROXY) is not None or _tracing_state() is not None
+
+
+def in_dispatch_mode() -> bool:
+    """Return whether a mode sees all operations; it may answer them otherwise, as with fakes."""
+    count: int = torch._C._len_torch_dispatch_stack()
+    return count > 0
 
 
 def is_tracked(x: Tensor) -> bool:

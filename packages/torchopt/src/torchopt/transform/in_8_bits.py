@@ -13,6 +13,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.errors import NotDifferentiableError
 from torchopt.params.sharded import require_whole
+from torchopt.torch_internals import in_dispatch_mode
 from torchopt.tree import tree_leaves, tree_map
 from torchopt.tree_function import any_watched, is_traced, is_transforming
 
@@ -29,7 +30,6 @@ class Quantized(NamedTuple):
     empty: Tensor
 
 
-@functools.cache
 def code_values(device: Any = "cpu") -> Tensor:
     """Return the 256 values in [-1, 1] of the codes, in increasing order, on a device.
 
@@ -46,6 +46,15 @@ def code_values(device: Any = "cpu") -> Tensor:
     return torch.cat([-values, zero, values, one]).sort().values.to(device, torch.float32)
 
 
+_kept_values = functools.cache(code_values)
+
+
+def _values(device: Any) -> Tensor:
+    # A table that is made under a mode may be a fake, which is of no use outside of it.
+    kept = not (is_traced() or in_dispatch_mode())
+    return _kept_values(device) if kept else code_values(device)
+
+
 def _blocks(x: Tensor, size: int) -> Tensor:
     flat = x.detach().reshape(-1).to(torch.float32)
     return torch.nn.functional.pad(flat, (0, -len(flat) % size)).reshape(-1, size)
@@ -56,7 +65,7 @@ def quantize(x: Tensor, block_size: int) -> Quantized:
     blocks = _blocks(x, block_size)
     scales = blocks.abs().amax(dim=1)
     unit = blocks / torch.where(scales > 0, scales, 1.0)[:, None]
-    values = code_values(x.device)
+    values = _values(x.device)
     codes = torch.bucketize(unit, (values[1:] + values[:-1]) / 2).to(torch.uint8)
     flat = codes.reshape(-1)[: x.numel()]
     return Quantized(flat.reshape(x.shape), scales, x.detach().new_empty(0))
@@ -64,7 +73,7 @@ def quantize(x: Tensor, block_size: int) -> Quantized:
 
 def dequantize(q: Quantized, block_size: int) -> Tensor:
     """Return the tensor whose codes are `q`."""
-    values = code_values(q.codes.device)[q.codes.reshape(-1).long()]
+    values = _values(q.codes.device)[q.codes.reshape(-1).long()]
     scaled = _blocks(values, block_size) * q.scales[:, None]
     return scaled.reshape(-1)[: q.codes.numel()].reshape(q.codes.shape).to(q.empty.dtype)
 
