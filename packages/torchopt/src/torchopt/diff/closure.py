@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchopt.errors import NotDifferentiableError
 from torchopt.lazy import lazy
 from torchopt.params.second_order import explain_no_derivative
-from torchopt.torch_internals import is_wrapped, weights_that_follow
+from torchopt.torch_internals import AccumulateGrad, is_wrapped, weights_that_follow
 from torchopt.tree import tree_leaves
 from torchopt.tree_function import below_transforms, is_differentiated
 
@@ -171,7 +171,7 @@ def graph_of(
     stack = list(nodes)
     while stack:
         node = stack.pop()
-        if hasattr(node, "variable") and not hasattr(node.variable, OURS):
+        if isinstance(node, AccumulateGrad) and not hasattr(node.variable, OURS):
             leaves[id(node.variable)] = node.variable
         for following, _ in node.next_functions:
             if following is not None and following not in nodes and following not in ends:

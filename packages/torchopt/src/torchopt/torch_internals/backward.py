@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "AccumulateGrad",
     "any_autocast",
     "autocast_now",
     "backward_into",
@@ -33,6 +34,10 @@ __all__ = [
 #: Return whether autocast is enabled for any of the device types that torch checks in one call.
 any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
+
+#: The class of the nodes at which a graph ends, in a leaf: `variable`. Other nodes may have an
+#: attribute of this name, which a custom function gave its context.
+AccumulateGrad: Any = getattr(torch._C._functions, "AccumulateGrad")  # noqa: B009 - it has no stub
 
 #: Return whether the current backward pass keeps its graph; True outside a backward pass.
 graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph

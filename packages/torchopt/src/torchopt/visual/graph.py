@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torchopt.torch_internals import AccumulateGrad
 from torchopt.tree import tree_leaves
 from torchopt.tree_function import Operation
 from torchopt.visual.names import Names, collect_names
@@ -171,8 +172,8 @@ class _Builder:
 
     def add_function(self, function: Any) -> int:
         """Number a function; an accumulator of gradients is represented by its leaf."""
-        variable = getattr(function, "variable", None)
-        if isinstance(variable, Tensor):
+        if isinstance(function, AccumulateGrad):
+            variable = function.variable
             number = self.add_tensor(variable, "leaf", self.names.leaves.get(id(variable), ""))
         elif named := self.named_results(function):
             title = function.name().rpartition("::")[2]
@@ -275,7 +276,7 @@ def _step_members(names: Names, present: Mapping[Any, int]) -> list[tuple[str, s
     for label, ends in names.steps:
         own = _reach(ends) - taken
         taken |= own
-        own = {f for f in own if f in present and not hasattr(f, "variable")}
+        own = {f for f in own if f in present and not isinstance(f, AccumulateGrad)}
         if own:
             members.append((label, own))
     return members

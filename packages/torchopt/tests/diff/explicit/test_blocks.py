@@ -376,6 +376,44 @@ def test_parameters_of_blocks_may_be_computed(way: str) -> None:
     require_close(expected, found)
 
 
+class _Scaled(torch.autograd.Function):
+    """x * cos(x), with a tensor under the name that the end of a graph has for its leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.variable = x.detach()
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        return x * x.cos()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return grad * (x.cos() - x * x.sin())
+
+    jvp = backward
+
+
+@pytest.mark.parametrize("blocks", [(), None])
+def test_a_function_whose_context_has_a_variable_is_no_leaf(blocks: Any) -> None:
+    torch.manual_seed(0)
+    net = of(Tied)().double()
+
+    def loss_with(scaled: Any) -> Any:
+        def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+            params = {k: scaled(x) for k, x in p.items()}
+            out: Tensor = torchopt.params.functional_call(net, params, batch)
+            return (out * scale).square().mean()
+
+        return loss
+
+    plain = loss_with(lambda x: x * x.cos())
+    expected = gradients(net, plain, None, draw(5, WIDTH))
+    for options in ({}, {"derivative": "mixed", "blocks": blocks}):
+        found = gradients(net, loss_with(_Scaled.apply), None, draw(5, WIDTH), **options)
+        require_close(expected, found)
+
+
 def test_a_counter_of_operations_sees_blocks() -> None:
     torch.manual_seed(0)
     net = of(InPlace)().double()

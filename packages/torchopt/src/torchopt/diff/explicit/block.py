@@ -24,7 +24,7 @@ from torchopt.diff.explicit.step import separate
 from torchopt.diff.surroundings import Surroundings
 from torchopt.diff.twice_differentiable import TwiceDifferentiable
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import forward_mode_enabled, graph_is_kept
+from torchopt.torch_internals import AccumulateGrad, forward_mode_enabled, graph_is_kept
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import apply_sweep
 
@@ -85,7 +85,7 @@ def is_input(x: Tensor) -> bool:
     node: Any = x.grad_fn
     while node is not None and node.name() in _SAME:
         node = node.next_functions[0][0]
-    return node is None or hasattr(node, "variable")
+    return node is None or isinstance(node, AccumulateGrad)
 
 
 def _dual(x: Tensor, tangent: Tensor | None) -> Tensor:
