@@ -26,6 +26,7 @@ __all__ = [
     "present_autocast",
     "stored",
     "widened",
+    "with_autocast",
     "without_autocast",
 ]
 
@@ -115,6 +116,17 @@ def without_autocast() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for device in autocast_devices():
             stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def with_autocast(settings: dict[str, dict[str, Any]]) -> Iterator[None]:
+    """Return a context with the settings that `autocast_now` returned elsewhere."""
+    with contextlib.ExitStack() as stack:
+        if not settings:
+            stack.enter_context(without_autocast())
+        for device, options in settings.items():
+            stack.enter_context(torch.autocast(device, **options))
         yield
 
 

@@ -182,6 +182,8 @@ def _repeated(
     known: list[tuple[Any, Fingerprint, Prepared]], call: Given, reached: Fingerprint
 ) -> Prepared | None:
     """Return what the call of an earlier call can use, if it only has other values."""
+    if known[0][1] is not reached:  # what the function reached before does not stay alive
+        known[:] = [x for x in known if x[1] is reached]
     found = next((x for key, r, x in list(known) if r is reached and key == call.key), None)
     if found is None:
         return None

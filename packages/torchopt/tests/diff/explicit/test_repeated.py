@@ -339,6 +339,72 @@ def test_a_tensor_of_the_loss_changed_before_the_backward_pass_raises() -> None:
             torch.autograd.grad(total, given[0]["w"])
 
 
+@pytest.mark.parametrize("again", ["losses", "second"])
+@pytest.mark.parametrize("kind", ["number", "tensor", "settings"])
+def test_what_a_loss_holds_is_the_same_in_every_backward_pass(kind: str, again: str) -> None:
+    held: dict[str, Any] = {"factor": 1.0, "weight": torch.ones(3, dtype=torch.float64)}
+
+    def weighted(params: Any, batch: Any, scale: Tensor) -> Any:
+        return loss_of(params, batch, scale * held["weight"]) * held["factor"]
+
+    fast = torchopt.inner_loop(weighted, torchopt.sgd, steps=STEPS, execute="trace")
+    fast(*arguments(0), lr=0.1)
+    given = arguments(1)
+    result = fast(*given, lr=0.1)
+    total = result.losses.sum() if again == "losses" else result.params["w"].sum()
+    if again == "second":
+        torch.autograd.grad(total, given[0]["w"], retain_graph=True)
+    if kind == "settings":
+        torch.set_default_dtype(torch.float64)
+    elif kind == "number":
+        held["factor"] = 3.0
+    else:
+        held["weight"] = torch.full((3,), 2.0, dtype=torch.float64)
+    try:
+        with pytest.raises(RuntimeError, match=rf"{'settings' if kind == 'settings' else 'held'}"):
+            torch.autograd.grad(total, given[0]["w"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("again", ["losses", "second"])
+def test_a_run_that_is_computed_again_has_the_autocast_of_the_repetition(again: str) -> None:
+    def product(w: Tensor, x: Tensor) -> Tensor:
+        return (x @ w).tanh().sum()
+
+    def gradient(*, inside: bool, autocast: bool = True) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        w, x = (torch.randn(5, 5, generator=generator).requires_grad_() for _ in range(2))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            fast = torchopt.inner_loop(product, torchopt.sgd, steps=STEPS, execute="trace")
+            fast(w, x, lr=0.1)
+            result = fast(w, x, lr=0.1)
+        total = result.losses.sum() if again == "losses" else result.params.sum()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            if again == "second":
+                torch.autograd.grad(total, x, retain_graph=True)
+            return torch.autograd.grad(total, x)[0]
+
+    expected = gradient(inside=True)
+    torch.testing.assert_close(gradient(inside=False), expected, rtol=0, atol=0)
+    assert float((gradient(inside=False, autocast=False) - expected).abs().max()) > 1e-4
+
+
+def test_tensors_that_the_loss_no_longer_holds_are_freed() -> None:
+    held = {"weight": torch.ones(3, dtype=torch.float64)}
+
+    def weighted(params: Any, batch: Any, scale: Tensor) -> Any:
+        return loss_of(params, batch, scale * held["weight"])
+
+    fast = torchopt.inner_loop(weighted, torchopt.sgd, steps=STEPS, execute="trace")
+    fast(*arguments(0), lr=0.1)
+    old = weakref.ref(held["weight"])
+    held["weight"] = torch.full((3,), 2.0, dtype=torch.float64)
+    fast(*arguments(0), lr=0.1)
+    gc.collect()
+    assert old() is None
+
+
 def test_results_and_gradients_own_their_memory() -> None:
     fast, _ = both(torchopt.sgd, "trace")
     fast(*arguments(0), lr=0.1)

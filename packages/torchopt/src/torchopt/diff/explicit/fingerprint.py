@@ -105,9 +105,22 @@ class Fingerprint:
         """Return the name of the first value that differs; None if all are the same."""
         return _difference(self.key, other.key)
 
-    def require_same(self, now: Fingerprint, where: str, way_out: str) -> None:
-        """Raise if values have changed since the run, so that its program would differ now."""
-        if (name := self.difference(now)) is not None:
+    def require_same(
+        self, now: Fingerprint, where: str, way_out: str, *, tensors: bool = False
+    ) -> None:
+        """Raise if values have changed since the run, so that its program would differ now.
+
+        Args:
+            now: The current fingerprint.
+            where: The beginning of the message.
+            way_out: Its end.
+            tensors: Whether the tensors must be the same objects, too.
+        """
+        name = self.difference(now)
+        if name is None and tensors:
+            found = zip(self.names, self.tensors, now.tensors)
+            name = next((n for n, x, y in found if x is not y), None)
+        if name is not None:
             raise RuntimeError(
                 f"{where}: expected functions that hold in the backward pass what they held in the "
                 f"run, got {name}, which has another value now; change it after the backward "

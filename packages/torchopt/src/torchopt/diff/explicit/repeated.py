@@ -20,7 +20,7 @@ from torch import Tensor
 from torchopt.diff.closure import ATOMS
 from torchopt.diff.explicit.call import DICTS, Call
 from torchopt.diff.explicit.fingerprint import Fingerprint, form_of, settings
-from torchopt.diff.explicit.forms import Form, distinct_tensors, is_count
+from torchopt.diff.explicit.forms import WHERE, Form, distinct_tensors, is_count
 from torchopt.diff.explicit.packing import Packing
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.step import Carry
@@ -30,7 +30,8 @@ from torchopt.diff.explicit.taken import inputs_of
 from torchopt.diff.explicit.trace import Program, versions
 from torchopt.diff.explicit.traced_start import Started
 from torchopt.diff.explicit.unrolled import Outputs
-from torchopt.torch_internals import in_forward_mode, is_traced
+from torchopt.precision import with_autocast
+from torchopt.torch_internals import autocast_now, in_forward_mode, is_traced
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import PLAIN, apply_sweep, is_transforming
 
@@ -124,6 +125,7 @@ class Repeated:
     ) -> None:
         self.call = replace(call, inputs=(), repeats=None)
         self.reach, self.run = reach, run
+        self.settings, self.autocast = settings(), autocast_now()  # part of the key
         self.start, self.program, self.pull = started.form, program, program.form.pull
         self.unroll, self.count = unroll, call.steps // unroll
         self.is_direct = True
@@ -161,6 +163,16 @@ class Repeated:
         """Return the cotangents of the carry, with zeros for those that the adjoint leaves out."""
         remaining, pairs = iter(found), zip(self.pull.present, self.zeros)
         return [next(remaining) if p else zero.clone() for p, zero in pairs]
+
+    def require_same(self) -> None:
+        """Raise if another run would find something else now than the repetition did."""
+        way_out = 'use execute="eager"'
+        if settings() != self.settings:
+            raise RuntimeError(
+                f"{WHERE}: expected the settings of torch that the run had, such as the default "
+                f"dtype, in its backward pass, got others; change them after it, or {way_out}."
+            )
+        self.reach.require_same(self.call.reach(), WHERE, way_out, tensors=True)
 
     def result(self, given: Sequence[Tensor]) -> tuple[Any, ...]:
         """Return parameters, state, losses and aux of a repetition with these tensors."""
@@ -265,12 +277,14 @@ class _Repetition:
         self._require_unchanged()
         call = replace(like.call, inputs=inputs)
         keeping = {"keep_gradients": True, "keep_all": True}  # as for keep="all"
-        run = like.run(call, call.steps, **keeping, unroll=like.unroll)
-        if not attached:  # else the run raises
-            run.evaluate(*inputs)
-        like.is_direct &= cotangents[-1] is None  # further runs keep what is needed
         of_carry = [cotangents[i] for _, i in like.filled]
-        return run.pull_back(inputs, (*of_carry, cotangents[-1]))
+        with with_autocast(like.autocast):
+            like.require_same()
+            run = like.run(call, call.steps, **keeping, unroll=like.unroll)
+            if not attached:  # else the run raises
+                run.evaluate(*inputs)
+            like.is_direct &= cotangents[-1] is None  # further runs keep what is needed
+            return run.pull_back(inputs, (*of_carry, cotangents[-1]))
 
     def _require_unchanged(self, otherwise: str = "") -> None:
         names, now = self._like.names, versions(self._like.held)
@@ -299,10 +313,13 @@ class Repetitions:
             memory: The cache of the loop.
             loss: The loss.
         """
-        if not self._known:
+        known = self._known
+        if not known:
             return None
         reached = memory.loss_now(loss)
-        return next((x.call for x in self._known if x.is_repeated_by(given, reached)), None)
+        if known[0].loss is not reached:  # what the loss reached before does not stay alive
+            self._known = known = tuple(x for x in known if x.loss is reached)
+        return next((x.call for x in known if x.is_repeated_by(given, reached)), None)
 
     def note(self, given: Given, call: Call, memory: Memory) -> None:
         """Remember a call that was run, if others may repeat it."""
