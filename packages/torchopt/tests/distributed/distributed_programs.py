@@ -33,6 +33,7 @@ from torchopt.distributed import buckets, calls, meeting, session, wire
 from torchopt.distributed.buckets import BucketedSum
 from torchopt.distributed.folder import HUB, Folder
 from torchopt.errors import WorkerError
+from torchopt.torch_internals import backward
 
 F64 = torch.float64
 
@@ -359,13 +360,12 @@ def large_gradients() -> dict[tuple[str, int], Any]:
         small = torch.zeros(2000, dtype=F64, requires_grad=True)
         b = torch.zeros(40_000, dtype=F64, requires_grad=True)
         engine = todist.TaskParallel([a, small, b])
-        places: dict[int, int] = {}
+        sent: set[tuple[int, bool]] = set()
 
-        def note(p: Tensor, places: dict[int, int] = places) -> None:
-            places[id(p)] = _grad(p).data_ptr()
-
-        for p in (a, b):
-            p.register_post_accumulate_grad_hook(note)
+        def is_own(g: Tensor, in_hook: bool, sent: Any = sent, look: Any = buckets._is_own) -> bool:
+            found: bool = look(g, in_hook)
+            sent.add((g.data_ptr(), found))
+            return found
 
         def loss(
             t: float, of_task: Any = of_task, a: Any = a, b: Any = b, c: Any = small
@@ -375,10 +375,10 @@ def large_gradients() -> dict[tuple[str, int], Any]:
 
         bounds = []
         for _ in range(2):
-            with mock.patch.object(buckets, "_LARGE", 2**18):
+            with mock.patch.multiple(buckets, _LARGE=2**18, _is_own=is_own):
                 engine.backward(loss, tasks)
             bounds.append([(float(_grad(p).min()), float(_grad(p).max())) for p in (a, b, small)])
-            in_place = [places.get(id(p)) == _grad(p).data_ptr() for p in (a, b)]
+            in_place = [(_grad(p).data_ptr(), True) in sent for p in (a, b)]
             found.setdefault((name, len(tasks)), (bounds, in_place))
     found["kept", 0] = float(kept.min()), float(kept.max())
     return found
@@ -422,6 +422,15 @@ def large_gradients_of_others() -> dict[str, Any]:
                 todist.TaskParallel([p]).backward(loss, [0, 1])
         found[name] = set(_grad(p).tolist())
     found["array"] = set(array.tolist())
+    kept: list[Tensor] = []
+    y = torch.zeros(40_000, dtype=F64, requires_grad=True)
+    y.register_post_accumulate_grad_hook(lambda p: kept.append(_grad(p).detach()))
+    with (  # as in torch 2.4, where autograd holds a gradient that it has not copied
+        mock.patch.object(buckets, "_LARGE", 2**18),
+        mock.patch.object(backward, "_holders_of_new_gradients", return_value=(2, 3)),
+    ):
+        todist.TaskParallel([y]).backward(lambda t: y.sum() * (t + 1), [0, 1])
+    found["of a hook"] = set(_grad(y).tolist()), set(kept[0].tolist())
     return found
 
 

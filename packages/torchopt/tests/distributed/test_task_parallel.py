@@ -195,7 +195,8 @@ def test_large_gradients_are_summed_in_their_memory_unless_somebody_sees_it(stan
 
 
 def test_large_gradients_in_the_memory_of_others_or_with_signs_are_copied(standing):
-    for found in standing(programs.large_gradients_of_others, 2):
+    for rank, found in enumerate(standing(programs.large_gradients_of_others, 2)):
+        assert found["of a hook"] == ({1.5}, {(rank + 1) / 2})
         assert found["array"] == {2.0}
         assert found["of an array"] == {4.0}
         assert found["negated"] == {3.0}

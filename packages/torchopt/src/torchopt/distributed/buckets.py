@@ -20,7 +20,7 @@ from torch import Tensor
 from torchopt.distributed.group import Group
 from torchopt.distributed.signature import local_part
 from torchopt.distributed.sparse import added
-from torchopt.torch_internals import holds_alone
+from torchopt.torch_internals import holds_alone, hooks_of_gradient
 
 __all__ = ["BucketedSum", "dense_gradient", "filled"]
 
@@ -110,7 +110,7 @@ class BucketedSum:
         self.used: list[bool] = []
         self._next = 0
         self._armed = False
-        self._is_first: list[bool] = []  # whether the next gradient of a parameter is the first one
+        self._is_first: list[bool] = []  # whether autograd may hold the next gradient
         self._numbers: Numbers | None = None
         # A DTensor's gradient is a DTensor: it is summed by itself, shard by shard.
         self._sharded = [k for k, p in enumerate(self.params) if hasattr(p, "to_local")]
@@ -129,7 +129,8 @@ class BucketedSum:
     def arm(self) -> None:
         """Send buckets while the next backward pass, the last one of this rank, completes them."""
         self._armed = True
-        self._is_first = [p.grad is None for p in self.params]
+        # autograd itself holds a first gradient, but so may a hook of somebody else.
+        self._is_first = [p.grad is None and hooks_of_gradient(p) == 1 for p in self.params]
 
     def _hook(self, bucket: _Bucket) -> Callable[[Tensor], None]:
         def accumulated(p: Tensor) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "counts_for_any_autocast",
     "graph_is_kept",
     "holds_alone",
+    "hooks_of_gradient",
     "hooks_of_node",
     "is_zero_tensor",
     "no_view",
@@ -248,11 +249,16 @@ def holds_alone(grad: Tensor, *, in_hook: bool = False) -> bool:
 
     Args:
         grad: The `.grad` of a leaf.
-        in_hook: Whether this is a hook that runs after the first gradient of the leaf came, when
-            autograd itself still holds it.
+        in_hook: Whether this is the only hook that runs after the first gradient of the leaf came,
+            when autograd itself may still hold it.
     """
     allocated: bool = grad.untyped_storage().resizable()
     return allocated and _holders(grad) <= _holders_of_new_gradients()[in_hook]
+
+
+def hooks_of_gradient(p: Tensor) -> int:
+    """Return the number of hooks that run after a gradient of a leaf was added to its `.grad`."""
+    return len(p._post_accumulate_grad_hooks or ())
 
 
 def _holders(x: Tensor) -> int:
