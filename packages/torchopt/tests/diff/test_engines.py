@@ -268,6 +268,25 @@ def test_a_check_leaves_random_numbers_buffers_and_second_derivatives_alone():
     assert len(inner.report.checks) >= 1
 
 
+def test_a_batch_of_gradients_is_reported_as_unchecked():
+    theta, start = THETA.clone().requires_grad_(), torch.zeros(SIZE, dtype=torch.float64)
+    directions = torch.eye(SIZE, dtype=torch.float64)
+
+    def batch_of(result):
+        options = {"retain_graph": True, "is_grads_batched": True}
+        return torch.autograd.grad(result.params, theta, directions, **options)[0]
+
+    inner = verified(Explicit(), rate=1.0)
+    result = inner(start, (A, B), theta)
+    with pytest.warns(UserWarning, match="for a batch, .* it is not checked"):
+        found = batch_of(result)
+    plain = torchopt.inner_loop(loss, torchopt.sgd(0.5), steps=200)(start, (A, B), theta)
+    torch.testing.assert_close(found, batch_of(plain))
+    assert not inner.report.checks
+    torch.autograd.grad(result.params @ C, theta)
+    assert len(inner.report.checks) == 1
+
+
 @pytest.mark.parametrize("backward", [True, False])
 def test_a_check_is_released_with_its_result(backward):
     refs = []

@@ -18,7 +18,7 @@ from torchopt.diff.engine import Engine
 from torchopt.diff.problem import InnerCall
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import GradientMismatchError
-from torchopt.torch_internals import in_forward_mode
+from torchopt.torch_internals import in_forward_mode, is_batched_by_old_vmap
 from torchopt.tree import tree_flatten, tree_unflatten
 from torchopt.tree_function import apply_sweep, is_transforming
 
@@ -204,15 +204,25 @@ class _Check:
 
     def _keeper(self, i: int) -> Callable[[Tensor], None]:
         def keep(cotangent: Tensor) -> None:
-            self._cotangents[i] = cotangent.detach()
+            if not (is_transforming() or is_batched_by_old_vmap(cotangent)):
+                self._cotangents[i] = cotangent.detach()
 
         return keep
 
     def _compare(self, found: Sequence[Tensor | None]) -> None:
         cotangents, self._cotangents = self._cotangents, {}
         pairs = [(i, g.detach()) for i, g in enumerate(found) if g is not None]
-        if self._is_done or not pairs or not cotangents or is_transforming():
-            return  # a batch of gradients has no cosine
+        if self._is_done or not pairs:
+            return
+        if is_transforming():
+            warnings.warn(
+                "Verify: expected a backward pass for one gradient, got one for a batch, as with "
+                "is_grads_batched=True; it is not checked. Take one gradient before it.",
+                stacklevel=2,
+            )
+            return
+        if not cotangents:
+            return
         # A second derivative also comes here, but not with these cotangents.
         self._is_done = True
         with torch.enable_grad(), self._seen.replayed():
