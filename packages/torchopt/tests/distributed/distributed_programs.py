@@ -467,6 +467,8 @@ def in_the_order_of_a_set() -> Any:
         grads[str(options)] = {k: p.grad.tolist() for k, p in params.items() if p.grad is not None}
         for p in params.values():
             p.grad = None
+    for key in (frozenset(names), object()):  # which look different in each process
+        todist.TaskParallel({key: torch.ones(2, requires_grad=True)})
     module = nn.ModuleDict({k: nn.Linear(1, 1) for k in names})
     return names, grads, outcome(lambda: todist.TaskParallel(module).steps)
 

@@ -12,6 +12,7 @@ or from function values. The result does not depend on the number of ranks.
 
 from __future__ import annotations
 
+import enum
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -149,7 +150,7 @@ class TaskParallel:
         self.attempts = 0
         self.contents = Contents()
         self._held = tree_leaves(params)
-        self._names = [".".join(map(str, path)) for path in tree_paths(params)]
+        self._names = [".".join(map(_name_of, path)) for path in tree_paths(params)]
         self._form = _Form([], 0, is_small=False, sparse=[], fill=[])
         self.modules = [x for x in self._held if isinstance(x, nn.Module)]
         self.reducers = [
@@ -276,6 +277,13 @@ class TaskParallel:
                 refuse(self.group, error, self.steps)
                 raise
             return Step(self, task_loss, tasks, weights, params).run()
+
+
+def _name_of(key: Any) -> str:
+    """Return a name for a key that is the same in every process; other objects show an address."""
+    if isinstance(key, tuple):
+        return str([*map(_name_of, key)])
+    return str(key) if isinstance(key, (str, int, float, enum.Enum)) else type(key).__name__
 
 
 def _leaves_of(held: Any) -> Iterable[Any]:
