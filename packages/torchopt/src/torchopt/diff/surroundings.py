@@ -45,6 +45,7 @@ from torchopt.diff.sealed import (
     may_exchange,
 )
 from torchopt.errors import NotDifferentiableError
+from torchopt.precision import with_autocast
 from torchopt.torch_internals import autocast_now
 
 __all__ = ["Surroundings", "fresh_buffers"]
@@ -330,8 +331,7 @@ class Surroundings:
         with contextlib.ExitStack() as stack:
             for state in self._states:
                 stack.callback(state.put())
-            for device, settings in self._autocast.items():
-                stack.enter_context(torch.autocast(device, **settings))
+            stack.enter_context(with_autocast(self._autocast))
             for elements in self._elements:
                 if id(elements.holder) not in self._constant:
                     stack.callback(elements.put(always=self._silent))

@@ -9,6 +9,7 @@ inputs of the program.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import operator
 import types
@@ -37,9 +38,11 @@ from torchopt.diff.closure import (
     slot_names,
 )
 from torchopt.errors import NotTraceableError
+from torchopt.precision import with_autocast
 
 __all__ = [
     "Fingerprint",
+    "Settings",
     "content_of",
     "fingerprint",
     "form_of",
@@ -162,6 +165,29 @@ def settings() -> tuple[Hashable, ...]:
         torch.is_inference_mode_enabled(),
         *map(_Same, torch_internals.hooks_of_all_modules()),
     )
+
+
+class Settings:
+    """The settings of torch at one moment, for what runs again later."""
+
+    def __init__(self) -> None:
+        self._found, self._autocast = settings(), torch_internals.autocast_now()
+
+    @contextlib.contextmanager
+    def restored(self, where: str, way_out: str) -> Iterator[None]:
+        """Return a context with the autocast of that moment.
+
+        Raises:
+            RuntimeError: Another setting has changed since.
+        """
+        with with_autocast(self._autocast):
+            if settings() != self._found:
+                raise RuntimeError(
+                    f"{where}: expected in the backward pass the settings of torch that the run "
+                    "had, such as the default dtype, got others; change them after the backward "
+                    f"pass, or {way_out}."
+                )
+            yield
 
 
 def fingerprint(*values: Any) -> Fingerprint:

@@ -21,6 +21,7 @@ from torchopt.errors import NotTraceableError
 
 __all__ = [
     "EMPTY",
+    "WAY_OUT",
     "WHERE",
     "Form",
     "Nothing",
@@ -38,7 +39,7 @@ __all__ = [
     "with_ints",
 ]
 
-WHERE = "inner_loop: execute"
+WHERE, WAY_OUT = "inner_loop: execute", 'use execute="eager"'
 EMPTY = torch.empty(0)  # where a form has any tensor
 
 

@@ -10,8 +10,29 @@ from typing import Any
 from torch import Tensor
 
 from torchopt.diff.explicit.packing import Packing
+from torchopt.precision import without_autocast
+from torchopt.torch_internals import any_autocast
 
-__all__ = ["Program"]
+__all__ = ["Program", "as_traced"]
+
+
+def as_traced(
+    code: Callable[..., Sequence[Any]], *, spread: bool = False
+) -> Callable[[list[Tensor]], Sequence[Any]]:
+    """Return code that runs without autocast, whose casts are among its operations.
+
+    Args:
+        code: The code.
+        spread: Whether it takes its arguments one by one instead of in a list.
+    """
+
+    def run(arguments: list[Tensor]) -> Sequence[Any]:
+        if any_autocast():
+            with without_autocast():
+                return code(*arguments) if spread else code(arguments)
+        return code(*arguments) if spread else code(arguments)
+
+    return run
 
 
 @dataclass(frozen=True)

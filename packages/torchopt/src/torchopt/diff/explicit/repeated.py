@@ -19,8 +19,8 @@ from torch import Tensor
 
 from torchopt.diff.closure import ATOMS
 from torchopt.diff.explicit.call import DICTS, Call
-from torchopt.diff.explicit.fingerprint import Fingerprint, form_of, settings
-from torchopt.diff.explicit.forms import WHERE, Form, distinct_tensors, is_count
+from torchopt.diff.explicit.fingerprint import Fingerprint, Settings, form_of, settings
+from torchopt.diff.explicit.forms import WAY_OUT, WHERE, Form, distinct_tensors, is_count
 from torchopt.diff.explicit.packing import Packing
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.step import Carry
@@ -30,8 +30,7 @@ from torchopt.diff.explicit.taken import inputs_of
 from torchopt.diff.explicit.trace import Program, versions
 from torchopt.diff.explicit.traced_start import Started
 from torchopt.diff.explicit.unrolled import Outputs
-from torchopt.precision import with_autocast
-from torchopt.torch_internals import autocast_now, in_forward_mode, is_traced
+from torchopt.torch_internals import in_forward_mode, is_traced
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import PLAIN, apply_sweep, is_transforming
 
@@ -125,7 +124,7 @@ class Repeated:
     ) -> None:
         self.call = replace(call, inputs=(), repeats=None)
         self.reach, self.run = reach, run
-        self.settings, self.autocast = settings(), autocast_now()  # part of the key
+        self.settings = Settings()  # those of all repetitions: they are part of the key
         self.start, self.program, self.pull = started.form, program, program.form.pull
         self.unroll, self.count = unroll, call.steps // unroll
         self.is_direct = True
@@ -163,16 +162,6 @@ class Repeated:
         """Return the cotangents of the carry, with zeros for those that the adjoint leaves out."""
         remaining, pairs = iter(found), zip(self.pull.present, self.zeros)
         return [next(remaining) if p else zero.clone() for p, zero in pairs]
-
-    def require_same(self) -> None:
-        """Raise if another run would find something else now than the repetition did."""
-        way_out = 'use execute="eager"'
-        if settings() != self.settings:
-            raise RuntimeError(
-                f"{WHERE}: expected the settings of torch that the run had, such as the default "
-                f"dtype, in its backward pass, got others; change them after it, or {way_out}."
-            )
-        self.reach.require_same(self.call.reach(), WHERE, way_out, tensors=True)
 
     def result(self, given: Sequence[Tensor]) -> tuple[Any, ...]:
         """Return parameters, state, losses and aux of a repetition with these tensors."""
@@ -278,8 +267,8 @@ class _Repetition:
         call = replace(like.call, inputs=inputs)
         keeping = {"keep_gradients": True, "keep_all": True}  # as for keep="all"
         of_carry = [cotangents[i] for _, i in like.filled]
-        with with_autocast(like.autocast):
-            like.require_same()
+        with like.settings.restored(WHERE, WAY_OUT):
+            like.reach.require_same(call.reach(), WHERE, WAY_OUT, tensors=True)
             run = like.run(call, call.steps, **keeping, unroll=like.unroll)
             if not attached:  # else the run raises
                 run.evaluate(*inputs)

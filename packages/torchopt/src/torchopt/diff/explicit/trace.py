@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from torchopt import torch_internals
 from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint
-from torchopt.diff.explicit.program import Program
+from torchopt.diff.explicit.program import Program, as_traced
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import CompilerError, NotTraceableError
+from torchopt.precision import without_autocast
 
 __all__ = [
     "Kept",
@@ -206,13 +207,14 @@ def ready(
     """
     draws = torch_internals.draws_numbers(graph)
     if not compiled:
-        return Program(lambda arguments: graph.forward(*arguments), places, (), draws, form)
+        return Program(as_traced(graph.forward, spread=True), places, (), draws, form)
     strides = tuple(x.stride() for x in examples)
     try:
-        code = torch_internals.compiled_graph(graph, examples)
+        with without_autocast():
+            code = torch_internals.compiled_graph(graph, examples)
     except CompilerError as error:
         raise CompilerError(f'{words.where}: {error}, or use execute="trace".') from error
-    return Program(code, places, strides, draws, form)
+    return Program(as_traced(code), places, strides, draws, form)
 
 
 def make_trace(

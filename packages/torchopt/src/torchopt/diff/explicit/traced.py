@@ -14,8 +14,9 @@ from torch import Tensor
 
 from torchopt.diff.explicit.adjoint import Cotangents, pull_back_start
 from torchopt.diff.explicit.call import Call
-from torchopt.diff.explicit.fingerprint import Key
+from torchopt.diff.explicit.fingerprint import Key, Settings
 from torchopt.diff.explicit.forms import (
+    WAY_OUT,
     WHERE,
     Form,
     Nothing,
@@ -55,7 +56,7 @@ from torchopt.tree import is_smooth
 
 __all__ = ["TracedRun"]
 
-WORDS = Words(WHERE, 'use execute="eager"')
+WORDS = Words(WHERE, WAY_OUT)
 
 
 class TracedRun(Run):
@@ -92,8 +93,8 @@ class TracedRun(Run):
         self._adjoints: dict[Hashable, Program] = {}
         self._seeing = self._writes = self._uniform = False
         self._seen = Nothing()  # replaced if its programs draw random numbers or write to buffers
-        self._last: list[Tensor] = []
-        self._ends: list[Tensor] = []
+        self._settings = Settings()
+        self._last, self._ends = list[Tensor](), list[Tensor]()
         self._straight: Straight | None = None
         self._started: Started | None = None
         self._plan = Plan(None)
@@ -124,7 +125,8 @@ class TracedRun(Run):
         if isinstance(self._seen, Surroundings):
             return self._seen
         call = self.call
-        return Surroundings(call.loss, call.inputs, beside=call.optimizer).retaken()
+        with self._settings.restored(WHERE, WAY_OUT):
+            return Surroundings(call.loss, call.inputs, beside=call.optimizer).retaken()
 
     def _make(self, function: Any, examples: Sequence[Tensor]) -> Program:
         call = self.call
@@ -175,8 +177,7 @@ class TracedRun(Run):
         """Return the program of the first step, which decides how the others are run."""
         program = self._program(carry, tensors, self._parts()[0])
         self._seeing, self._writes = program.draws or program.writes, program.writes
-        if self._seeing:
-            self._seen = self._surroundings()
+        self._seen = self._surroundings() if self._seeing else self._seen
         self._uniform = program.form.stable and len(self.call.batches) == 1
         return program
 
@@ -384,11 +385,10 @@ class TracedRun(Run):
             return super()._swept(inputs, cotangents)  # so does a second backward pass
         pairs = zip(cotangents, self.outputs.carry.tensors())
         given = Cotangents([c for c, x in pairs if is_smooth(x)], [])
-        leaves = Leaves(self.call, inputs)
         smooth, more = straight.pull_back(given)
         sums = Sums(self.call, inputs)
         sums.add(more)
-        sums.add(self._pulled_start(leaves, smooth))
+        sums.add(self._pulled_start(Leaves(self.call, inputs), smooth))
         return sums.found()
 
     def _attached(
