@@ -300,6 +300,23 @@ def test_registration_errors():
             Early(value)
 
 
+def test_swap_state_restores_a_module_that_is_in_two_places():
+    part = torch.nn.Linear(1, 1)
+    net = torch.nn.ModuleDict({"a": part, "b": part})
+    old, new = part.weight, [torch.nn.Parameter(torch.zeros(1, 1)) for _ in range(3)]
+    named = {"a.weight": new[0], "b.weight": new[1]}
+    before = swap_state(net, named)
+    assert part.weight is new[1]
+    swap_state(net, before)
+    assert part.weight is old
+    for twice in ([*named.items(), ("c", new[2])], [("a.weight", x) for x in new] + [("c", old)]):
+        with pytest.raises(KeyError, match="^'c: "):
+            swap_state(net, twice)
+        assert part.weight is old
+    swap_state(net, swap_state(net, [("a.weight", x) for x in new]))
+    assert part.weight is old
+
+
 def test_swap_state_and_reparametrize():
     net = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
     old = net[0].weight

@@ -36,12 +36,13 @@ def swap_state(
     before: dict[str, Any] = {}
     try:
         for name, tensor in items:
-            before[name] = replace(module, name, tensor, allow_missing)
+            before.setdefault(name, replace(module, name, tensor, allow_missing))
     except BaseException:
-        for name, tensor in before.items():
+        for name, tensor in reversed(before.items()):
             replace(module, name, tensor, allow_missing)
         raise
-    return before
+    # A module may be in several places: what was replaced last is restored first.
+    return dict(reversed(before.items()))
 
 
 @contextmanager
