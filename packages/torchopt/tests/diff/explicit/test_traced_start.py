@@ -176,3 +176,37 @@ def test_calls_that_differ_in_one_thing_share_nothing_that_depends_on_it(
     for options in (form(), other, form()):
         expected = gradients(options, "eager")
         torch.testing.assert_close(gradients(options, "trace"), expected, rtol=1e-12, atol=1e-12)
+
+
+def in_proportion(x: Tensor, lr: Any) -> Tensor:
+    """Return one whose derivative is the rate that is given."""
+    return lr * x
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("made", [in_proportion, of_values, by_branch])
+def test_a_tensor_of_the_start_that_changes_before_the_backward_pass_changes_no_gradient(
+    made: Any, calls: int, second: bool
+) -> None:
+    rate = torch.tensor(0.1, dtype=torch.float64)
+    optimizer = own(made)(rate)
+    generator = torch.Generator().manual_seed(0)
+    w, b, x = torch.rand(3, 2, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def end(execute: str) -> Tensor:
+        inner = torchopt.inner_loop(loss, optimizer, steps=3, execute=execute)
+        ends = [inner({"w": w, "b": b}, x).params["w"].sum() for _ in range(calls)]
+        return ends[-1]
+
+    (expected,) = torch.autograd.grad(end("eager"), w)
+    total = end("trace")
+    if second:
+        torch.autograd.grad(total, w, retain_graph=True)
+    rate.mul_(10.0)
+    if made is of_values and not (calls == 2 and second):  # the run has computed all of it
+        (found,) = torch.autograd.grad(total, w)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    else:
+        with pytest.raises(RuntimeError, match="changed in place"):
+            torch.autograd.grad(total, w)

@@ -129,7 +129,9 @@ class Repeated:
         self.unroll, self.count = unroll, call.steps // unroll
         self.is_direct = True
         self.held = [reach.tensors[i] for i in program.held]
-        self.names = [reach.names[i] for i in program.held]
+        places = dict.fromkeys((*program.held, *self.start.program.held))
+        self.constants = [reach.tensors[i] for i in places]
+        self.names = [reach.names[i] for i in places]
         self.optimizer_tensors = [call.inputs[i] for i in call.hypers]
         once, where = distinct_tensors(started.carry.tensors())
         self.once = [started.form.where[where.index(i)] for i in range(len(once))]
@@ -209,8 +211,8 @@ class _Repetition:
             self._begun = found[like.begin :]
             self._kept = [rest[like.unroll :] for rest in rests]
             # Nothing else refers to the tensors between the first step and the last.
-            self._watched = [*self._kept[0], *self._kept[-1]]
-            self._versions = versions(self._watched), versions(like.held)
+            self._watched = [*self._begun, *self._kept[0], *self._kept[-1]]
+            self._versions = versions(self._watched), versions(like.constants)
         once = like.packing.unpacked(end)
         self.counts = [int(once[i]) for _, i in like.counts]
         # Parts of a buffer share its version, and what this holds must be none of its outputs.
@@ -276,7 +278,7 @@ class _Repetition:
             return run.pull_back(inputs, (*of_carry, cotangents[-1]))
 
     def _require_unchanged(self, otherwise: str = "") -> None:
-        names, now = self._like.names, versions(self._like.held)
+        names, now = self._like.names, versions(self._like.constants)
         require_unchanged(range(len(now)), names, self._versions[1], now, otherwise)
 
 

@@ -202,12 +202,11 @@ class TracedRun(Run):
             present(here.carry),
             present(here.losses[0]),
         ]
-        lengths = [len(part) for part in parts]
 
         def pulled(*flat: Tensor) -> tuple[list[Tensor], Any]:
             remaining = iter(flat)
             before, inputs, grads, smooth, losses = (
-                [next(remaining) for _ in range(n)] for n in lengths
+                [next(remaining) for _ in part] for part in parts
             )
             at = carry.with_tensors([before[i] for i in where])
             kept = None if moment.grads is None else filled(moment.grads, grads)
@@ -340,9 +339,10 @@ class TracedRun(Run):
 
     def _pulled_start(self, inputs: Leaves, smooth: Sequence[Tensor | None]) -> dict[Input, Tensor]:
         if self._started is None:
+            self._require_same(range(len(self._versions)) if self.call.state is None else ())
             with self._at_start.replayed():
                 return pull_back_start(self.call, inputs, smooth)
-        return self._started.pull_back(present(self._dense(smooth)))
+        return self._started.pull_back(present(self._dense(smooth)), self._changed)
 
     def _dense(self, smooth: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the cotangents of the carry, with zeros for None."""

@@ -27,7 +27,7 @@ from torchopt.diff.explicit.forms import (
     with_counts,
 )
 from torchopt.diff.explicit.step import Carry, start
-from torchopt.diff.explicit.trace import Kept, Program, Words, make_trace
+from torchopt.diff.explicit.trace import Kept, Program, Words, make_trace, versions
 from torchopt.diff.explicit.variables import Input
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotTraceableError
@@ -46,14 +46,25 @@ class Started:
         form: The traced start that it comes from.
         carry: Parameters and state, with tensors for the integers of the state.
         kept: The tensors that the adjoint needs.
+        counted: Their versions.
     """
 
     form: TracedStart
     carry: Carry
     kept: list[Tensor]
+    counted: list[int]
 
-    def pull_back(self, cotangents: Sequence[Tensor]) -> dict[Input, Tensor]:
-        """Return the cotangents of the inputs from those of the smooth tensors of the carry."""
+    def pull_back(
+        self, cotangents: Sequence[Tensor], changed: Callable[[], None]
+    ) -> dict[Input, Tensor]:
+        """Return the cotangents of the inputs.
+
+        Args:
+            cotangents: Those of the smooth tensors of the carry.
+            changed: Raises the error for a tensor that was changed in place.
+        """
+        if versions(self.kept) != self.counted:
+            changed()
         found = self.form.pull([*self.kept, *cotangents], ())
         return {(i, None): c for i, c in zip(self.form.reached, found)}
 
@@ -88,7 +99,8 @@ class TracedStart:
         carry = self.carry.with_tensors([found[i] for i in self.where])
         if "key" not in self.__dict__:
             self.__dict__["key"] = form_key(carry)
-        return Started(self, carry, list(found[max(self.where) + 1 :]))
+        kept = list(found[max(self.where) + 1 :])
+        return Started(self, carry, kept, versions(kept))
 
 
 def traced_start(
