@@ -109,6 +109,7 @@ class Repeated:
         outputs: The form of its outputs.
         unroll: How many steps the program takes.
         run: The class of its run, for what a repetition does not keep.
+        copies: Whether the program needs copies of its arguments, for their strides.
     """
 
     def __init__(
@@ -121,7 +122,9 @@ class Repeated:
         outputs: Outputs,
         unroll: int,
         run: Callable[..., Run],
+        copies: bool,
     ) -> None:
+        self.copies = copies
         self.call = replace(call, inputs=(), repeats=None)
         self.reach, self.run = reach, run
         self.settings = Settings()  # those of all repetitions: they are part of the key
@@ -205,7 +208,8 @@ class _Repetition:
         found = like.start.program([tensors[i] for i in like.start.taken], like.reach.tensors)
         before = like.packing.packed([found[i] for i in like.once])
         others = [*(tensors[i] for i in like.used), *like.held]
-        end, rests = chained(like.program.function, before, others, like.count)
+        program = Caller(like.program) if like.copies else like.program.function
+        end, rests = chained(program, before, others, like.count)
         losses = [x for rest in rests for x in rest[: like.unroll]]
         if like.pull is not None:
             self._begun = found[like.begin :]

@@ -233,7 +233,7 @@ class TracedRun(Run):
         first, carry = self._begin(tensors)
         program, losses, aux = self._first(carry, tensors), list[Tensor](), list[Aux]()
         seen: Any = self._seen
-        parts, repeats = self._parts(), False
+        parts, copies = self._parts(), None
         if self._goes_straight(program):
             given = tensors_at(call, tensors, parts[0])
             straight = Straight(call, program, carry, given, self._held(), self._changed)
@@ -242,7 +242,7 @@ class TracedRun(Run):
             if self._differentiated:
                 self._straight = straight
                 self._moments.update(zip((part.start for part in parts), moments))
-            repeats, parts = not straight.copies, []
+            copies, parts = straight.copies, []
         places = {call.first, *self._places(), call.steps - 1} if parts else ()
         for part, following in itertools.zip_longest(parts, parts[1:]):
             t, before = part.start, carry
@@ -262,10 +262,11 @@ class TracedRun(Run):
             self._last, carry = carry.smooth, carry.detached()
         found = Outputs.of(call, with_ints(carry, first), losses, aux)
         self.outputs = self._with(found, [empty_of(x.dtype) for x in self._flat(found)])
-        if call.repeats is not None and repeats and self._started and is_repeatable(program):
+        repeats, started = call.repeats, self._started
+        if repeats is not None and copies is not None and started and is_repeatable(program):
             again = functools.partial(type(self), compiled=self._compiled)
-            more = carry, self.outputs, self._unroll, again
-            call.repeats.append(Repeated(call, self._reach, self._started, program, *more))
+            more = carry, self.outputs, self._unroll, again, copies
+            repeats.append(Repeated(call, self._reach, started, program, *more))
         return self._flat(found)
 
     def _begin(self, tensors: list[Tensor]) -> tuple[Carry, Carry]:
