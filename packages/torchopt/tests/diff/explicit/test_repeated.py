@@ -390,6 +390,25 @@ def test_a_run_that_is_computed_again_has_the_autocast_of_the_repetition(again: 
     assert float((gradient(inside=False, autocast=False) - expected).abs().max()) > 1e-4
 
 
+@pytest.mark.parametrize("again", ["losses", "second"])
+def test_rates_have_their_gradients_if_hooks_copy_what_is_saved(again: str) -> None:
+    def own_loss(*given: Any) -> Any:  # whose adjoint no other test has traced
+        return loss_of(*given) * 1.25
+
+    rate = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    found = []
+    for execute in ("trace", "eager"):
+        inner = torchopt.inner_loop(own_loss, torchopt.adam, steps=STEPS, execute=execute)
+        inner(*arguments(0), lr=rate)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach().clone(), lambda x: x):
+            result = inner(*arguments(1), lr=rate)
+        total = result.losses.sum() if again == "losses" else result.params["w"].sum()
+        if again == "second":
+            torch.autograd.grad(total, rate, retain_graph=True)
+        found += torch.autograd.grad(total, rate)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
+
+
 def test_tensors_that_the_loss_no_longer_holds_are_freed() -> None:
     held = {"weight": torch.ones(3, dtype=torch.float64)}
 

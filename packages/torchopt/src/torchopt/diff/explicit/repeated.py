@@ -270,7 +270,9 @@ class _Repetition:
         """Return the same from another run, for what needs more than this one kept."""
         like = self._like
         self._require_unchanged()
-        call = replace(like.call, inputs=inputs)
+        # The optimizer's tensors are found by identity, and hooks for saved tensors may copy.
+        count = len(inputs) - len(like.optimizer_tensors)
+        call = replace(like.call, inputs=(*inputs[:count], *like.optimizer_tensors))
         keeping = {"keep_gradients": True, "keep_all": True}  # as for keep="all"
         of_carry = [cotangents[i] for _, i in like.filled]
         with like.settings.restored(WHERE, WAY_OUT):
