@@ -233,7 +233,7 @@ class TracedRun(Run):
         first, carry = self._begin(tensors)
         program, losses, aux = self._first(carry, tensors), list[Tensor](), list[Aux]()
         seen: Any = self._seen
-        parts, copies = self._parts(), None
+        parts, copies, repeats = self._parts(), None, call.repeats
         if self._goes_straight(program):
             given = tensors_at(call, tensors, parts[0])
             straight = Straight(call, program, carry, given, self._held(), self._changed)
@@ -262,11 +262,10 @@ class TracedRun(Run):
             self._last, carry = carry.smooth, carry.detached()
         found = Outputs.of(call, with_ints(carry, first), losses, aux)
         self.outputs = self._with(found, [empty_of(x.dtype) for x in self._flat(found)])
-        repeats, started = call.repeats, self._started
-        if repeats is not None and copies is not None and started and is_repeatable(program):
+        if repeats is not None and copies is not None and self._started and is_repeatable(program):
             again = functools.partial(type(self), compiled=self._compiled)
             more = carry, self.outputs, self._unroll, again, copies
-            repeats.append(Repeated(call, self._reach, started, program, *more))
+            repeats.append(Repeated(call, self._reach, self._started, program, *more))
         return self._flat(found)
 
     def _begin(self, tensors: list[Tensor]) -> tuple[Carry, Carry]:
