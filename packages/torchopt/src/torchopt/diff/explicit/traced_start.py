@@ -147,6 +147,8 @@ def _made(
         values = first.detached()
         carry = with_counts(values, call.params.spec)
         once, where = distinct_tensors(carry.tensors())
+        # Each call of a compiled program would copy a tensor that was expanded to all tasks.
+        once = [x.clone() if 0 in x.stride() else x for x in once]
         found = pulled(first.smooth, flat[len(taken) :], [tensors[i] for i in at])
         forms = [c.with_tensors([EMPTY] * len(c.tensors())) for c in (carry, values)]
         reached = tuple(i for i, c in zip(at, found) if c is not None)
