@@ -258,7 +258,7 @@ def test_steps_reversed_at_once_take_little_memory(steps: int) -> None:
         call = torchopt.inner_loop(
             lambda p, x: ((p - x) ** 2).sum(), torchopt.adam(0.1), steps=steps
         )
-        made = run.Run(call._call(params, draw(3, seed=0), (), None, None, {}), steps, room)
+        made = run.Run(call._call(params, draw(3, seed=0), (), None, None, {}, None), steps, room)
         with CountBytes() as count:
             outputs = made.outputs_with(apply_sweep(made, *made.call.inputs))
             outputs.carry.smooth[0].sum().backward()
