@@ -12,8 +12,10 @@ import torch
 from torch.func import grad, jvp
 
 from torchopt.diff.implicit import custom_root
+from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotDifferentiableError
 from torchopt.nn import ImplicitMetaGradientModule
+from torchopt.params.swap import Swap
 from torchopt.solvers import LBFGS, Newton, NewtonCG
 
 D = torch.float64
@@ -501,3 +503,14 @@ def test_a_container_of_the_users_own_class_is_left_alone():
     x = custom_root(lambda x, a: own["weight"] * (x**3 - a), 1)(lambda s, a: a ** (1 / 3))(None, a)
     x.backward()
     torch.testing.assert_close(a.grad, torch.tensor(1 / 12, dtype=D))
+
+
+def test_buffers_that_are_exchanged_outlive_what_is_replayed_inside():
+    module = torch.nn.BatchNorm1d(N)
+    with Swap(module, {"running_mean": torch.ones(N)}):
+        seen = Surroundings(module.forward).retaken()
+        for _ in range(2):
+            with seen.replayed():
+                module(torch.randn(4, N))
+            torch.testing.assert_close(module.running_mean, torch.ones(N))
+    torch.testing.assert_close(module.running_mean, torch.zeros(N))

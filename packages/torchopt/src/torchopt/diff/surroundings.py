@@ -99,7 +99,8 @@ def _put_copies(module: nn.Module, buffers: dict[str, Tensor | None]) -> Callabl
     present.update({k: None if b is None else b.clone() for k, b in buffers.items()})
 
     def back() -> None:
-        present.clear()
+        for key in present.keys() - before.keys():
+            del present[key]
         present.update(before)
 
     return back
