@@ -9,6 +9,7 @@ from torchopt.torch_internals import (
     backward,
     checkpoints,
     compiling,
+    packing,
     process_groups,
     tracing,
     transforms,
@@ -17,6 +18,7 @@ from torchopt.torch_internals import (
 from torchopt.torch_internals.backward import *  # noqa: F403
 from torchopt.torch_internals.checkpoints import *  # noqa: F403
 from torchopt.torch_internals.compiling import *  # noqa: F403
+from torchopt.torch_internals.packing import *  # noqa: F403
 from torchopt.torch_internals.process_groups import *  # noqa: F403
 from torchopt.torch_internals.tracing import *  # noqa: F403
 from torchopt.torch_internals.transforms import *  # noqa: F403
@@ -26,6 +28,7 @@ __all__ = ["FakeTensor"]
 __all__ += backward.__all__
 __all__ += checkpoints.__all__
 __all__ += compiling.__all__
+__all__ += packing.__all__
 __all__ += process_groups.__all__
 __all__ += tracing.__all__
 __all__ += transforms.__all__

@@ -29,6 +29,7 @@ __all__ = [
     "overlaps_itself",
     "pull_back",
     "with_and_without_negation",
+    "without_function_modes",
     "without_recurrent_kernels",
 ]
 
@@ -124,6 +125,9 @@ def _run_backward(
     )
     return found
 
+
+#: A context in which no `TorchFunctionMode` sees operations.
+without_function_modes: Callable[[], Any] = torch._C.DisableTorchFunction
 
 _NO_OTHERS = frozenset((torch.Tensor, torch.nn.Parameter))
 

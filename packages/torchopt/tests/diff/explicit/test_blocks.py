@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchopt
-from torchopt.diff.explicit import products
+from torchopt.diff.explicit import block_code, compiled_block, products
 from torchopt.diff.explicit.products import Products
-from torchopt.errors import NotDifferentiableError
+from torchopt.diff.explicit.trace import Kept, ready
+from torchopt.errors import CompilerError, NotDifferentiableError, NotTraceableError
 from torchopt.params.swap import Swap
 
 functional = nn.functional
@@ -428,3 +429,269 @@ def test_a_counter_of_operations_sees_blocks() -> None:
             gradients(net, loss, None, draw(5, WIDTH), derivative="mixed", blocks=blocks)
         counts.append(counter.get_total_flops())
     assert 0 < counts[0] < counts[1] < 2 * counts[0]
+
+
+class Quiet(Attends):
+    """Without dropout, and with a buffer and a number among its arguments."""
+
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.0)
+        self.register_buffer("shift", torch.randn(WIDTH))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, times: float = 1.5) -> Tensor:
+        return super().forward(x + self.shift * times, mask)
+
+
+BLOCKS: dict[str, Any] = {"derivative": "mixed", "execute": "blocks"}
+
+
+class Deep(nn.Module):
+    """Four equal blocks after a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList(Quiet() for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.fixture
+def codes(monkeypatch: pytest.MonkeyPatch) -> Kept[Any]:
+    """Return an empty cache of the programs of blocks, in the place of the present one."""
+    found: Kept[Any] = Kept()
+    monkeypatch.setattr(compiled_block, "_codes", found)
+    return found
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch, codes: Kept[Any]) -> Kept[Any]:
+    """Run the graphs of blocks operation by operation; return their cache."""
+    monkeypatch.setattr(block_code, "ready", lambda *given, compiled: ready(*given, compiled=False))
+    return codes
+
+
+@pytest.mark.slow
+def test_compiled_blocks_have_the_gradient_of_the_plain_loop(codes: Kept[Any]) -> None:
+    torch.manual_seed(0)
+    net = Deep().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    expected = gradients(net, loss, None, draw(3, 4, WIDTH))
+    for keep in ("all", "steps", 1):
+        require_close(expected, gradients(net, loss, None, draw(3, 4, WIDTH), keep=keep, **BLOCKS))
+    # The first derivative, and that in forward over reverse mode, of all blocks.
+    assert codes.made == 2
+    expected = gradients(net, loss, None, draw(2, 5, WIDTH))
+    require_close(expected, gradients(net, loss, None, draw(2, 5, WIDTH), **BLOCKS))
+    assert codes.made == 4  # of another shape
+
+
+def adam(lr: float) -> Any:
+    return torchopt.adam(lr, eps=1e-3)  # a smaller one makes much of rounding errors
+
+
+@pytest.mark.parametrize(("optimizer", "window"), [(torchopt.sgd, 2), (adam, None)])
+def test_blocks_as_programs_have_the_gradient_of_the_plain_loop(
+    optimizer: Any, window: int | None, uncompiled: Kept[Any]
+) -> None:
+    torch.manual_seed(0)
+    net = Deep().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    def found(**options: Any) -> tuple[Tensor, ...]:
+        params = {k: p.detach().clone().requires_grad_() for k, p in net.named_parameters()}
+        scale, batch = torch.tensor(1.3, dtype=torch.float64), draw(3, 4, WIDTH)
+        inputs = [*params.values(), scale.requires_grad_(), batch.requires_grad_()]
+        inner = torchopt.inner_loop(loss, optimizer(0.1), steps=3, window=window, **options)
+        result = inner(params, batch, scale)
+        total = result.losses.sum() + sum(p.pow(3).sum() for p in result.params.values())
+        return torch.autograd.grad(total, inputs, materialize_grads=True)
+
+    expected = found()
+    for keep in ("all", "steps", 1, 2):
+        for x, y in zip(expected, found(keep=keep, **BLOCKS)):
+            assert (x - y).norm() <= 1e-12 * x.norm()
+    assert uncompiled.made == 2
+
+
+@pytest.mark.parametrize("name", [x for x in NETS if x != "attention"])
+def test_all_sorts_of_blocks_as_programs(name: str, uncompiled: Kept[Any]) -> None:
+    torch.manual_seed(0)
+    net = NETS[name]().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    expected = gradients(net, loss, None, draw(3, 4, WIDTH))
+    require_close(expected, gradients(net, loss, None, draw(3, 4, WIDTH), **BLOCKS))
+    assert uncompiled.made
+
+
+def test_blocks_as_programs_with_computed_parameters(uncompiled: Kept[Any]) -> None:
+    torch.manual_seed(0)
+    net = of(Quiet)().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, computed(p, scale), batch)
+        out += 1  # what a block returns may be changed in place
+        return out.square().mean()
+
+    expected = gradients(net, loss, None, draw(3, 4, WIDTH))
+    require_close(expected, gradients(net, loss, None, draw(3, 4, WIDTH), **BLOCKS))
+    assert uncompiled.made
+
+
+def test_blocks_of_meta_parameters_as_programs(uncompiled: Kept[Any]) -> None:
+    # Nothing that these blocks take has a tangent, but the cotangents of their results do.
+    torch.manual_seed(0)
+    net = of(Quiet)().double()
+    names = [name for name, _ in net.named_parameters()]
+
+    def loss(head: Tensor, batch: Tensor, *meta: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, dict(zip(names, meta)), batch)
+        return (out @ head).square().mean()
+
+    def found(**options: Any) -> list[Tensor]:
+        head, meta = draw(WIDTH, 3).requires_grad_(), list(net.parameters())
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, **options)
+        total = inner(head, draw(3, 4, WIDTH), *meta).params.square().sum()
+        return list(torch.autograd.grad(total, [head, *meta]))
+
+    require_close(found(), found(**BLOCKS))
+    # Without gradients, and with those of the first block, whose input is the batch, and the next.
+    assert uncompiled.made == 3
+
+
+class Scaled(nn.Module):
+    """Holds a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.times = nn.Linear(WIDTH, WIDTH), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.times * self.layer(x).tanh()
+
+
+def test_a_number_that_the_loss_changes_belongs_to_the_program(uncompiled: Kept[Any]) -> None:
+    torch.manual_seed(0)
+    net: Any = of(Scaled)().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for times in (1.0, 0.5):
+            for block in net:
+                block.times = times
+            out: Tensor = torchopt.params.functional_call(net, p, batch)
+            total = total + (out * scale).square().mean()
+        return total
+
+    expected = gradients(net, loss, None, draw(3, WIDTH))
+    require_close(expected, gradients(net, loss, None, draw(3, WIDTH), **BLOCKS))
+    assert uncompiled.made == 8  # first and second derivatives, of two blocks with two numbers
+
+
+class Norms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x)
+        return out
+
+
+class Branches(Scaled):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (Attends, "got a block that draws random numbers"),
+        (Norms, "got a block that writes to buffers"),
+        (Branches, "got one that depends on a value"),
+    ],
+)
+def test_blocks_that_are_no_programs_are_refused(
+    block: type[nn.Module], message: str, uncompiled: Kept[Any]
+) -> None:
+    torch.manual_seed(0)
+    net = of(block)().double()
+    before = {k: x.clone() for k, x in net.named_buffers()}
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    with pytest.raises(NotTraceableError, match=message):
+        gradients(net, loss, None, draw(3, 4, WIDTH), **BLOCKS)
+    assert not uncompiled.made
+    assert all(torch.equal(x, before[k]) for k, x in net.named_buffers())
+
+
+def test_calls_of_blocks_that_are_no_programs_are_refused(uncompiled: Kept[Any]) -> None:
+    torch.manual_seed(0)
+    net = of(Quiet)().double()
+    shift = "0.shift"
+
+    def batched(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        def one(x: Tensor) -> Tensor:
+            out: Tensor = torchopt.params.functional_call(net, p, x)
+            return out
+
+        return (torch.func.vmap(one)(batch) * scale).square().mean()
+
+    def shifted(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        given = {**p, shift: scale.expand(WIDTH)}
+        out: Tensor = torchopt.params.functional_call(net, given, batch)
+        return out.square().mean()
+
+    with pytest.raises(NotTraceableError, match="outside of torch.func transforms, got a Quiet"):
+        gradients(net, batched, None, draw(3, 4, WIDTH), **BLOCKS)
+    with pytest.raises(NotTraceableError, match="a Quiet whose buffer 'shift' is differentiated"):
+        gradients(net, shifted, None, draw(3, 4, WIDTH), **BLOCKS)
+
+
+@pytest.mark.parametrize(
+    "options", [{"derivative": "reverse"}, {"tasks": (None, 0)}, {"keep": "64MiB"}]
+)
+def test_options_that_compiled_blocks_have_not_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r'execute: expected derivative="mixed", one task'):
+        torchopt.inner_loop(lambda p: p, torchopt.sgd, steps=1, **{**BLOCKS, **options})
+
+
+def test_compiled_blocks_need_blocks_and_a_compiler(
+    codes: Kept[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    def missing(*given: Any) -> Any:
+        raise CompilerError("no compiler")
+
+    net: nn.Module = nn.Linear(WIDTH, WIDTH).double()
+    with pytest.raises(ValueError, match="expected a loss that calls equal blocks"):
+        gradients(net, loss, None, draw(3, WIDTH), **BLOCKS)
+    monkeypatch.setattr("torchopt.torch_internals.compiled_graph", missing)
+    net = of(Scaled)().double()
+    for _ in range(2):
+        with pytest.raises(CompilerError, match='execute: no compiler, or use execute="eager"'):
+            gradients(net, loss, None, draw(3, WIDTH), **BLOCKS)

@@ -101,7 +101,7 @@ def gradient(
         at = [params[i].detach().requires_grad_() for i in where]
         for i, x in zip(where, at):
             params[i] = x
-        with rematerialised(call.blocks):
+        with rematerialised(call.blocks, call.compiled_blocks):
             value, aux = losses_of(call, params, tensors, step)
         require_graph(value)
         require_no_closure(call, value, at, tensors)
@@ -264,7 +264,7 @@ def _of_loss(
 ) -> Iterator[list[Tensor | None]]:
     """Yield the contributions that flow through the loss, each a list of cotangents."""
     if any(c is not None for c in cotangents.losses[0]):
-        with replayed(), torch.enable_grad(), rematerialised(call.blocks):
+        with replayed(), torch.enable_grad(), rematerialised(call.blocks, call.compiled_blocks):
             value, aux = losses_of(call, variables.carry.params, variables.tensors, step)
         yield pulled([value, *aux.smooth], cotangents.losses[0], variables.leaves)
         del value, aux
@@ -287,9 +287,9 @@ def _mixed(
             x if d is None else forward_ad.make_dual(x, d)
             for x, d in zip(variables.carry.params, directions)
         ]
-        with rematerialised(call.blocks):
+        with rematerialised(call.blocks, call.compiled_blocks):
             value, _ = losses_of(call, params, variables.tensors, step)
-        found = [tangent_of(g) for g in dual_gradient(value, variables.leaves)]
+        found = [tangent_of(g) for g in dual_gradient([value.sum()], variables.leaves)]
         if slope is not None:
             slope.require(value, variables.leaves[: sum(map(is_smooth, params))], found)
         return found

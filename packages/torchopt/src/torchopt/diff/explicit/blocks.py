@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from torchopt.diff.closure import captured
 from torchopt.diff.explicit.block import call_block
+from torchopt.diff.explicit.compiled_block import call_compiled
 from torchopt.params.swap import Swap
 from torchopt.torch_internals import top_saved_tensor_hooks
 from torchopt.tree import tree_flatten, tree_unflatten
@@ -70,8 +71,13 @@ def _equal_blocks(module: nn.Module) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def rematerialised(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Return a context in which these blocks, called in this thread, keep only their inputs."""
+def rematerialised(blocks: Sequence[nn.Module], compiled: bool = False) -> Iterator[None]:
+    """Return a context in which these blocks, called in this thread, keep only their inputs.
+
+    Args:
+        blocks: The blocks.
+        compiled: Whether they run as compiled programs.
+    """
     if not blocks:
         yield
         return
@@ -81,12 +87,12 @@ def rematerialised(blocks: Sequence[nn.Module]) -> Iterator[None]:
             if not count:
                 block.__dict__["forward"] = _Wrapped(block, block.forward)
             _patched[id(block)] = count + 1, present
-    before = getattr(_active, "on", False)
-    _active.on = True
+    before = getattr(_active, "on", False), getattr(_active, "compiled", False)
+    _active.on, _active.compiled = True, compiled
     try:
         yield
     finally:
-        _active.on = before
+        _active.on, _active.compiled = before
         with _lock:
             for block in blocks:
                 count, present = _patched.pop(id(block))
@@ -112,6 +118,8 @@ class _Wrapped:
         if top_saved_tensor_hooks(True) is not None:  # such as a checkpoint around the block
             return self._forward(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs), none_is_leaf=True)
+        if _active.compiled:
+            return call_compiled(self._block, self._forward, leaves, spec)
         where = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         named = dict(self._block.named_parameters())
         tensors: list[Any] = [*(leaves[i] for i in where), *named.values()]

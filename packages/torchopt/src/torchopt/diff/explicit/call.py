@@ -147,6 +147,7 @@ class Call:
         meta: Trees of further arguments of the loss.
         hypers: Positions of the inputs that are tensors of the optimizer.
         blocks: Modules whose activations are computed again, in `"mixed"` mode.
+        compiled_blocks: Whether they run as compiled programs.
         host: Whether states are kept on the host.
         plain: Whether it is known that the loss depends only on its arguments and that none of its
             operations has to be replaced.
@@ -171,6 +172,7 @@ class Call:
     meta: tuple[Template, ...]
     hypers: tuple[int, ...]
     blocks: tuple[nn.Module, ...] = ()
+    compiled_blocks: bool = False
     host: bool = False
     plain: bool = False
     judge: Judge | None = None

@@ -13,6 +13,7 @@ from torchopt.diff.explicit.budget import snapshots_within
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.checks import require_no_differences
 from torchopt.diff.explicit.forward import ForwardRun
+from torchopt.diff.explicit.options import TRACED
 from torchopt.diff.explicit.reversible import ReversibleRun
 from torchopt.diff.explicit.run import ROOM, Run, graph_size
 from torchopt.diff.explicit.traced import TracedRun
@@ -40,14 +41,14 @@ def run_call(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
 
 def _is_repeated(call: Call, keep: int | str, execute: str) -> bool:
     """Return whether the loss may run again for a step and then find other surroundings."""
-    if call.plain or (execute == "eager" and not (call.wanted and torch.is_grad_enabled())):
+    if call.plain or (execute not in TRACED and not (call.wanted and torch.is_grad_enabled())):
         return False
-    return execute != "eager" or keep != "all" or call.derivative not in ("reverse", "first_order")
+    return execute in TRACED or keep != "all" or call.derivative not in ("reverse", "first_order")
 
 
 def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
     budget = isinstance(keep, str) and keep not in ("all", "steps", "reversible")
-    if execute != "eager":
+    if execute in TRACED:
         return _run_traced(call, keep, execute, unroll)
     if is_transforming() or in_forward_mode_of_this_thread():
         require_no_differences(call, "a call outside of torch.func transforms and forward mode")
@@ -94,7 +95,7 @@ def _swept(run: Run, call: Call) -> Outputs:
 def _require_whole_if_needed(call: Call, keep: int | str, execute: str) -> None:
     if call.derivative not in ("reverse", "first_order"):
         what = f"derivative={call.derivative!r}"
-    elif execute != "eager":
+    elif execute in TRACED:
         what = f"execute={execute!r}"
     elif keep == "reversible":
         what = f"keep={keep!r}"

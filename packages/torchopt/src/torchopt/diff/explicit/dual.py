@@ -37,14 +37,21 @@ _PRECISE = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 _REFUSALS = ("forward AD", "forward mode AD", "jvp function", "_efficientzerotensor")
 
 
-def dual_gradient(value: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Return the gradient of `value.sum()` with its forward-mode tangents.
+def dual_gradient(
+    values: Sequence[Tensor], at: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None
+) -> Sequence[Tensor | None]:
+    """Return a vector-Jacobian product with its forward-mode tangents.
+
+    Args:
+        values: The outputs.
+        at: The inputs.
+        cotangents: A cotangent for each output; None for 0-dim outputs and ones.
 
     Raises:
         NotDifferentiableError: The loss contains an operation, or the gradient of one, for which
             torch's forward mode is wrong.
     """
-    names = {node.name() for node in graph_of([value])[0]}
+    names = {node.name() for node in graph_of(values)[0]}
     for name in names:
         if name in _WRONG:
             raise NotDifferentiableError(
@@ -59,7 +66,7 @@ def dual_gradient(value: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor | None
                 'and variance as constants; use derivative="reverse".'
             )
     graph = not _WITH_GRAPH.isdisjoint(names)
-    return torch.autograd.grad(value.sum(), at, create_graph=graph, allow_unused=True)
+    return torch.autograd.grad(values, at, cotangents, create_graph=graph, allow_unused=True)
 
 
 @contextlib.contextmanager
@@ -104,9 +111,11 @@ class Slope:
         dtypes = frozenset(g.dtype for g, _ in pairs)
         if not pairs or not dtypes <= _PRECISE or is_traced() or any_autocast():
             return None
-        value = sum(float(torch.vdot(g.reshape(-1), d.reshape(-1)).real) for g, d in pairs)
-        scale = sum(_norm(g) * _norm(d) for g, d in pairs)
-        return Slope(value, scale, sum(_norm(d) for _, d in pairs), dtypes)
+        slopes = [torch.vdot(g.reshape(-1), d.reshape(-1)).real.double() for g, d in pairs]
+        norms = _norms([g for g, _ in pairs]), _norms([d for _, d in pairs])
+        both = torch.stack([torch.stack(slopes).sum(), norms[0].dot(norms[1]), norms[1].sum()])
+        value, scale, reach = both.tolist()
+        return Slope(value, scale, reach, dtypes)
 
     def require(
         self, value: Tensor, params: Sequence[Tensor], curved: Sequence[Tensor | None]
@@ -133,7 +142,9 @@ class Slope:
         if apart <= eps ** (1 / 3) * self.scale or apart <= tiny / eps:
             return
         noise = self.reach
-        noise += sum(_norm(x) * _norm(c) for x, c in zip(params, curved) if c is not None)
+        both = [(x, c) for x, c in zip(params, curved) if c is not None]
+        if both:
+            noise += float(_norms([x for x, _ in both]).dot(_norms([c for _, c in both])))
         if apart > ROUNDINGS * eps * noise:  # never for NaN
             raise NotDifferentiableError(
                 'inner_loop: derivative="mixed": expected a loss whose backward pass is its '
@@ -143,10 +154,11 @@ class Slope:
             )
 
 
-def _norm(x: Tensor) -> float:
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
     # In float32 the squares of small cotangents underflow.
-    kind = torch.complex128 if x.is_complex() else torch.float64
-    return float(torch.linalg.vector_norm(x.detach(), dtype=kind))
+    kinds = (torch.complex128 if x.is_complex() else torch.float64 for x in tensors)
+    found = [torch.linalg.vector_norm(x.detach(), dtype=kind) for x, kind in zip(tensors, kinds)]
+    return torch.stack(found)
 
 
 def tangent_of(x: Any) -> Any:

@@ -153,7 +153,7 @@ def dual_step(
             params[i] = leaf if tangent is None else forward_ad.make_dual(leaf, tangent)
         value, aux = losses_of(call, params, tensors, step)
         at = [params[i] for i in where]
-        found = dual_gradient(value, at)
+        found = dual_gradient([value.sum()], at)
     return update(call, optimizer, scattered(params, where, found), carry), value, aux
 
 

@@ -14,10 +14,10 @@ from torchopt.base import require_transformation
 from torchopt.diff.differences import Differences, Judge
 from torchopt.diff.engine import Engine
 from torchopt.diff.explicit.blocks import find_blocks
-from torchopt.diff.explicit.budget import in_bytes
 from torchopt.diff.explicit.call import Call, make_inputs
-from torchopt.diff.explicit.checks import batches_of, require_count, require_place, task_count
+from torchopt.diff.explicit.checks import batches_of, require_count, task_count
 from torchopt.diff.explicit.dispatch import run_call
+from torchopt.diff.explicit.options import TRACED, require_options
 from torchopt.diff.explicit.repeated import Given, Repetitions
 from torchopt.diff.explicit.stepper import Memory
 from torchopt.diff.problem import require_verify
@@ -26,9 +26,6 @@ from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.tree import tree_unflatten
 
 __all__ = ["Explicit", "InnerResult", "inner_loop"]
-
-DERIVATIVES = ("reverse", "mixed", "differences", "first_order", "forward")
-EXECUTE = ("eager", "trace", "compile")
 
 
 class InnerResult(NamedTuple):
@@ -82,7 +79,8 @@ class Explicit(Engine):
         """Check the fields."""
         if self.loss is not None or self.optimizer is not None:
             self._check_problem()
-        self._check_options()
+        require_options(self)
+        require_verify(self.verify, Verify)
 
     def _check_problem(self) -> None:
         if not callable(self.loss):
@@ -100,54 +98,6 @@ class Explicit(Engine):
         if isinstance(self.derivative, Differences):
             return self.derivative
         return Differences() if self.derivative == "differences" else None
-
-    def _check_options(self) -> None:
-        if not isinstance(self.derivative, Differences) and self.derivative not in DERIVATIVES:
-            raise ValueError(
-                f"inner_loop: derivative: expected one of {', '.join(map(repr, DERIVATIVES))}, "
-                f"got {self.derivative!r}."
-            )
-        if self.window is not None:
-            require_count(self.window, "window")
-        if not isinstance(self.keep, str):
-            require_count(self.keep, "keep")
-        elif self.keep not in ("all", "steps", "reversible") and in_bytes(self.keep) is None:
-            raise ValueError(
-                'inner_loop: keep: expected "all", "steps", "reversible", a number of snapshots or '
-                f'a budget such as "64MiB", got {self.keep!r}.'
-            )
-        require_place(self.keep_on, self.keep, str(self.derivative))
-        if self.blocks and self.derivative != "mixed":
-            raise ValueError(
-                'inner_loop: blocks: expected derivative="mixed", in which blocks are computed '
-                f"again, got {self.derivative!r}; leave blocks out."
-            )
-        if self.execute not in EXECUTE:
-            raise ValueError(
-                f"inner_loop: execute: expected one of {', '.join(map(repr, EXECUTE))}, got "
-                f"{self.execute!r}."
-            )
-        require_count(self.unroll, "unroll")
-        ways = self.execute != "eager", self.derivative == "reverse", self.keep == "all"
-        if self.unroll > 1 and not (all(ways) and self.window is None):
-            raise ValueError(
-                'inner_loop: unroll: expected execute="trace" or "compile", derivative="reverse", '
-                f'keep="all" and no window for {self.unroll} steps a program, got '
-                f"execute={self.execute!r}, derivative={self.derivative!r}, keep={self.keep!r}, "
-                f"window={self.window}."
-            )
-        if self.keep == "reversible" and (self.execute != "eager" or self.derivative == "forward"):
-            raise ValueError(
-                'inner_loop: keep: expected a value other than "reversible" for execute='
-                f"{self.execute!r} and derivative={self.derivative!r}: its steps are integers, run "
-                'eagerly and undone; use "reverse" or "mixed" and execute="eager".'
-            )
-        if self._differences is not None and self.execute != "eager":
-            raise ValueError(
-                'inner_loop: execute: expected "eager" with derivative="differences", whose error '
-                f"is looked at in each backward pass, got {self.execute!r}."
-            )
-        require_verify(self.verify, Verify)
 
     def __call__(
         self,
@@ -192,7 +142,7 @@ class Explicit(Engine):
     ) -> InnerResult:
         """Run the loop without the checks of `verify`."""
         given, known = None, None
-        if self.execute != "eager" and batches is None and state is None:
+        if self.execute in TRACED and batches is None and state is None:
             given = Given.of((params, batch, *meta), hypers)
             known = given and self._repetitions.find(given, self._memory, self.loss)
             if given and known and known.is_direct:
@@ -243,6 +193,7 @@ class Explicit(Engine):
             inputs=tuple(inputs.tensors),
             dims=tuple(inputs.dims),
             blocks=self._blocks(),
+            compiled_blocks=self.execute == "blocks",
             host=self.keep_on == "host",
             judge=None if differences is None else Judge(differences, self.report),
             repeats=repeats,
@@ -252,14 +203,21 @@ class Explicit(Engine):
 
     def _is_sealed(self) -> bool:
         """Return whether the loss is known to depend only on its arguments."""
-        if self.execute == "eager":
+        if self.execute not in TRACED:
             return is_sealed_without(self.loss, EXCHANGED)
         return self._memory.is_sealed(self.loss)  # a program is of what the loss reaches anyway
 
     def _blocks(self) -> tuple[nn.Module, ...]:
         if self.derivative != "mixed":
             return ()
-        return tuple(find_blocks(self.loss, self.blocks))
+        found = tuple(find_blocks(self.loss, self.blocks))
+        if self.execute == "blocks" and not found:
+            raise ValueError(
+                'inner_loop: execute: expected a loss that calls equal blocks for "blocks", such '
+                "as the members of an nn.ModuleList, found none; name them, as in "
+                'blocks=["layers.0"], or use execute="eager".'
+            )
+        return found
 
 
 def inner_loop(
@@ -330,8 +288,9 @@ def inner_loop(
         execute: `"eager"`: operation by operation. `"trace"`: a step and its adjoint are traced,
             once, and the resulting program runs for any number of steps; no compiler is needed.
             `"compile"`: the program is compiled by torch's inductor, which needs a C++ compiler and
-            takes seconds at the first call. A new shape, dtype or value of a number that the loss
-            or the optimizer holds causes a new trace, which the logger
+            takes seconds at the first call. `"blocks"`: the blocks of `"mixed"` are compiled, equal
+            ones once, whatever the depth, and everything else is eager. A new shape, dtype or value
+            of a number that the loss or the optimizer holds causes a new trace, which the logger
             `torchopt.diff.explicit.trace` reports.
         unroll: How many steps one call of a traced program takes, for `execute` "trace" or
             "compile" with `keep="all"` in reverse mode. A call of a program costs 0.05 to 0.1 ms on
@@ -345,9 +304,12 @@ def inner_loop(
         loop, which keeps everything, whatever `keep` says.
 
     Raises:
-        CompilerError: In a call with `"compile"`: there is no C++ compiler, or it fails.
+        CompilerError: In a call with `"compile"` or `"blocks"`: there is no C++ compiler, or it
+            fails.
         NotTraceableError: In a call with `"trace"` or `"compile"`: the loss or the optimizer reads
-            a value on the host or has a side effect, or the gradient is differentiated.
+            a value on the host or has a side effect, or the gradient is differentiated. With
+            `"blocks"`: a block reads a value on the host, draws random numbers or writes to a
+            buffer.
         TypeError: An argument has a wrong type.
         ValueError: A value is out of range, or options exclude each other.
 

@@ -121,10 +121,12 @@ class Words:
     Attributes:
         where: The argument of the caller that asked for a trace.
         way_out: What to do if the function cannot be traced.
+        interpreted: What to do if it cannot be compiled.
     """
 
     where: str
     way_out: str
+    interpreted: str = 'use execute="trace"'
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def ready(
         with without_autocast():
             code = torch_internals.compiled_graph(graph, examples)
     except CompilerError as error:
-        raise CompilerError(f'{words.where}: {error}, or use execute="trace".') from error
+        raise CompilerError(f"{words.where}: {error}, or {words.interpreted}.") from error
     return Program(as_traced(code), places, strides, draws, form)
 
 
