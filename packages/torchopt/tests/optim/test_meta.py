@@ -198,3 +198,16 @@ def test_func_optimizer_takes_every_tree(kind: str, inplace: bool) -> None:
         torch.testing.assert_close(
             torch.autograd.grad(leaves[0].sum(), a)[0], torch.full_like(a, 0.8).detach()
         )
+
+
+@pytest.mark.parametrize("before", [None, 10])
+def test_a_shorter_horizon_applies_from_the_next_step(before: int | None) -> None:
+    net = nn.Linear(2, 1).double()
+    optimizer = torchopt.MetaSGD(net, lr=0.1, detach_every=before)
+    x, graphs = torch.ones(1, 2, dtype=torch.float64), []
+    for number in range(12):
+        if number == 5:
+            optimizer.detach_every = 3
+        optimizer.step(net(x).square().sum())
+        graphs.append(net.weight.grad_fn is not None)
+    assert graphs == [True] * 5 + [False, True, True] * 2 + [False]

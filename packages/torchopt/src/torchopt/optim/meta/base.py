@@ -178,7 +178,8 @@ class MetaOptimizer(StateGroups):
                         new.requires_grad_(p.requires_grad)
                     slot.set(new, plainly=plainly)
         self._steps_since_cut += 1
-        if not keep_graph or self._steps_since_cut == self.detach_every:
+        every = self.detach_every  # may be smaller than in the last step
+        if not keep_graph or (every is not None and self._steps_since_cut >= every):
             self._cut([slot for group in slot_groups for slot in group])
 
     def _stepped_group(
