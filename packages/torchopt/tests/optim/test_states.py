@@ -14,7 +14,8 @@ from optimizers import ROWS
 from torch import Tensor, nn
 
 import torchopt
-from torchopt.base import GradientTransformation
+from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.errors import MismatchError
 from torchopt.optim import TorchOptimizer
 from torchopt.optim.named_state import StateGroups
 from torchopt.optimizers.native import with_backend
@@ -427,3 +428,38 @@ def test_a_state_passes_between_optimizers_in_place_and_differentiable() -> None
     assert sum(isinstance(x, Tensor) and x.ndim > 0 for x in saved) == 4
     for x, y in zip(saved, loaded, strict=True):
         torch.testing.assert_close(y, x, rtol=0, atol=0)
+
+
+def test_a_first_step_that_is_refused_leaves_no_state() -> None:
+    """The parameters may be others in the next step."""
+    functional = torchopt.FuncOptimizer(torchopt.adam(0.1))
+    with pytest.raises(ValueError, match="expected a scalar loss"):
+        functional.step(torch.ones(3), (torch.ones(2, requires_grad=True),))
+    assert functional.optim_state == UninitializedState()
+    p = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    (stepped,) = functional.step(p.sum(), (p,))
+    torch.testing.assert_close(stepped, torch.full_like(p, 0.9), rtol=1e-7, atol=0.0)
+    classic = torchopt.Adam([p], lr=0.1)
+    expanded = torch.ones(1).expand(2).requires_grad_()
+    classic.add_param_group([expanded])
+    p.grad, expanded.grad = torch.ones(5, dtype=torch.float64), torch.ones(2)
+    with pytest.raises(MismatchError, match="got an expanded tensor"):
+        classic.step()
+    assert classic.state_groups == [UninitializedState()] * 2
+
+
+def test_parameters_are_given_as_a_tree_or_as_an_iterable() -> None:
+    nets = [nn.Linear(2, 1, bias=False).double() for _ in range(2)]
+    optimizer = torchopt.SGD(nets[0].parameters(), lr=0.5)
+    optimizer.add_param_group(nets[1].parameters())
+    before = [net.weight.detach().clone() for net in nets]
+    for net in nets:
+        net.weight.sum().backward()
+    optimizer.step()
+    for net, old in zip(nets, before):
+        torch.testing.assert_close(net.weight.detach(), old - 0.5, rtol=1e-15, atol=0.0)
+    for add in (lambda x: torchopt.SGD(x, lr=0.1), optimizer.add_param_group):
+        with pytest.raises(TypeError, match=r"got a module \(Linear\); pass module.parameters"):
+            add(nn.Linear(1, 1))
+        with pytest.raises(ValueError, match="a generator such as .* is empty after its first use"):
+            add(iter(()))

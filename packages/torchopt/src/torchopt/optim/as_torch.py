@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.base import UninitializedState
 from torchopt.optim.named_state import owners
 from torchopt.optim.states import require_states
 
@@ -50,9 +49,8 @@ class AsTorch(torch.optim.Optimizer):
         """Make the states without a step: torch calls this to have states to load into."""
         del closure
         optimizer = self._optimizer
-        for k, state in enumerate(optimizer.state_groups):
-            if isinstance(state, UninitializedState):
-                optimizer.state_groups[k] = optimizer.impls[k].init(optimizer._tree(k))
+        with optimizer._lock:
+            optimizer.state_groups[:] = map(optimizer._state, range(len(optimizer.state_groups)))
         self._show()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -107,13 +107,6 @@ class Optimizer(StateGroups):
         self.state_groups: list[Any] = []
         self._step_caches: list[StepCache] = []
         self._lock = StepLock()
-        if isinstance(params, nn.Module):
-            raise TypeError(
-                f"{type(self).__name__}(params): expected tensors to optimize, got a module "
-                f"({type(params).__name__}); pass module.parameters()"
-            )
-        if not isinstance(params, (list, tuple, dict, Tensor)):
-            params = tuple(params)
         self.add_param_group(params)
 
     def __iter__(self) -> Iterator[torch.optim.Optimizer]:
@@ -182,14 +175,14 @@ class Optimizer(StateGroups):
                 if params[0].is_cuda:
                     refuse_capture(params[0].device)
                 if type(state) is UninitializedState:
-                    state = self._initialized(0)
+                    state = self._state(0)
                 # Native calls record no graph, so no_grad is not needed for them.
                 grads = [p.grad for p in params]
                 done, state = step_inplace(
                     self.impls[0], self._step_caches[0], params, grads, state
                 )
                 if not done:
-                    updates, state = self._by_stages(0, grads)
+                    updates, state = self._by_stages(0, grads, state)
                     add_(*updates)
                 self.state_groups[0] = state
             else:
@@ -205,18 +198,11 @@ class Optimizer(StateGroups):
                 refuse_capture(params[0].device)
             grads = [p.grad for p in params]
             used.append(grads)
-            done, state = step_inplace(
-                self.impls[index],
-                self._step_caches[index],
-                params,
-                grads,
-                self._initialized(index),
-                launch=False,
+            state = self._state(index)
+            done, following = step_inplace(
+                self.impls[index], self._step_caches[index], params, grads, state, launch=False
             )
-            if done:
-                steps.append((None, state))
-                continue
-            steps.append(self._by_stages(index, grads))
+            steps.append((None, following) if done else self._by_stages(index, grads, state))
         # Nothing is written before it is known that every group can step.
         for updates, _ in steps:
             if updates is not None:
@@ -226,24 +212,24 @@ class Optimizer(StateGroups):
                 launch_step(self._step_caches[index], state)
             self.state_groups[index] = state
 
-    def _initialized(self, index: int) -> Any:
-        """Return the state of a group, made before its first step."""
+    def _state(self, index: int) -> Any:
+        """Return the state of a group; before its first step, the initial one."""
         state = self.state_groups[index]
         if isinstance(state, UninitializedState):
             with torch.no_grad():
-                state = self.state_groups[index] = self.impls[index].init(self._tree(index))
+                state = self.impls[index].init(self._tree(index))
         return state
 
     def _tree(self, index: int) -> Any:
         return tree_unflatten(self.param_treespecs[index], self.param_groups[index])
 
     @torch.no_grad()
-    def _by_stages(self, index: int, grads: list[Tensor | None]) -> tuple[Any, Any]:
+    def _by_stages(self, index: int, grads: list[Tensor | None], state: Any) -> tuple[Any, Any]:
         """Return the arguments of `add_` and the next state of a group; nothing is written."""
         tree = self._tree(index)
         updates, state = self.impls[index].update(
             tree_unflatten(self.param_treespecs[index], grads),
-            self.state_groups[index],
+            state,
             params=tree,
             inplace=False,
         )
@@ -253,7 +239,7 @@ class Optimizer(StateGroups):
         """Add a tree of tensors to optimize, with a separate state.
 
         Args:
-            params: The tree.
+            params: The tree, or an iterable of tensors such as `module.parameters()`.
             impl: The gradient transformation of the group, for example with other
                 hyper-parameters; None for that of the optimizer.
 
@@ -264,7 +250,15 @@ class Optimizer(StateGroups):
         """
         if impl is not None:
             require_transformation(impl, "add_param_group(params, impl=...)", duck=False)
+        if isinstance(params, nn.Module):
+            raise TypeError(
+                f"{type(self).__name__}(params): expected tensors to optimize, got a module "
+                f"({type(params).__name__}); pass module.parameters()"
+            )
         leaves, spec = tree_flatten(params)
+        if spec.is_leaf() and isinstance(params, Iterable) and not isinstance(params, Tensor):
+            params = tuple(params)
+            leaves, spec = tree_flatten(params)
         if not leaves:
             raise ValueError(
                 "expected at least one tensor to optimize, got none; a generator such as "

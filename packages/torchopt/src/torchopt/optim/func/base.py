@@ -82,31 +82,29 @@ class FuncOptimizer:
 
     def _step(self, loss: Tensor, params: Params, inplace: bool | None) -> Params:
         inplace = self.inplace if inplace is None else bool(inplace)
-        if isinstance(self.optim_state, UninitializedState):
-            self.optim_state = self.impl.init(params)
+        state = self.optim_state
+        if isinstance(state, UninitializedState):
+            state = self.impl.init(params)
         elif not self._fits:
-            self.optim_state = fitted_state(self.optim_state, self.impl, params, "state")
-        self._fits = True
+            state = fitted_state(state, self.impl, params, "state")
         leaves, spec = tree_flatten(params)
         names = [str(path) for path in tree_paths(params)]
         require_distinct(leaves, names)
         keep_graph = not inplace and torch.is_grad_enabled()
         grads = gradients(loss, leaves, names, create_graph=keep_graph)
-        found = None if inplace else short_step(self.impl, leaves, grads, self.optim_state)
+        found = None if inplace else short_step(self.impl, leaves, grads, state)
         if found is not None:
             stepped: Any = tree_unflatten(spec, found[0])
-            self.optim_state = found[1]
+            state = found[1]
         else:
             tree = tree_unflatten(spec, grads)
             with torch.set_grad_enabled(not inplace and torch.is_grad_enabled()):
                 # Nothing is written before it is known that the step succeeds.
-                updates, state = self.impl.update(
-                    tree, self.optim_state, params=params, inplace=False
-                )
+                updates, state = self.impl.update(tree, state, params=params, inplace=False)
             if inplace:
                 writable(params, updates)
             stepped = apply_updates(params, updates, inplace=inplace)
-            self.optim_state = state
+        self.optim_state, self._fits = state, True
         if not inplace:
             for old, new in zip(leaves, tree_leaves(stepped)):
                 if new is not old:
@@ -146,5 +144,7 @@ class FuncOptimizer:
             ValueError: Another format, names that are missing or left over, or other shapes;
                 nothing is loaded then.
         """
-        group = (self.impl, self.optim_state, leaf_names(params), params)
-        (self.optim_state,) = load_named_state(state_dict, [group])
+        with self._lock:
+            group = (self.impl, self.optim_state, leaf_names(params), params)
+            (self.optim_state,) = load_named_state(state_dict, [group])
+            self._fits = True
