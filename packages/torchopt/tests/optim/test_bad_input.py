@@ -103,6 +103,29 @@ def test_shapes_that_wrappers_would_broadcast() -> None:
         lamb.update(params, lamb.init(params), params=small)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", sorted(set(ROWS) - {"muon"}))  # it looks at the parameters
+def test_a_leaf_without_a_state_takes_no_step(name: str, backend: Any, inplace: bool) -> None:
+    row = ROWS[name]
+    optimizer = with_backend(row.functional(**row.settings[-1]), backend)
+    g = torch.ones(3, 2, dtype=torch.float64)
+    if not tree_leaves(optimizer.init((g,))):
+        pytest.skip("without a state")
+    for others in ((), (g,)):
+        state, given = optimizer.init((None, *others)), (g, *others)
+        updates, _ = optimizer.update(given, state, params=given, inplace=inplace)
+        assert updates[0] is None
+
+
+def test_weight_decay_of_a_missing_parameter_is_refused() -> None:
+    decay = torchopt.sgd(0.1, weight_decay=0.1)
+    g = torch.ones(2)
+    for params in ((None,), (None, g)):
+        with pytest.raises(MismatchError, match=r"at \$\[0\]: .*params\): a parameter: .*got None"):
+            decay.update((g,) * len(params), decay.init(params), params=params)
+
+
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_trees_without_tensors(name: str) -> None:
     for settings in ROWS[name].settings[:1]:

@@ -116,6 +116,19 @@ def test_cautious_takes_complex_numbers_as_pairs_and_shows_nan() -> None:
     assert optimizer.update(bad, optimizer.init(bad))[0].isnan().tolist() == [True, False]
 
 
+def test_cautious_shares_are_computed_in_single_precision() -> None:
+    optimizer = cautious(torchopt.sgd(1.0, momentum=0.5))
+    g = torch.ones(2**17, dtype=torch.float16)
+    _, state = optimizer.update(g, optimizer.init(g))
+    u, state = optimizer.update(g * -0.25, state)  # no element of -0.25 goes downhill
+    assert not u.any()  # 0, and not 0 times an infinite share
+    g[0] = 1.0
+    g[1:] = -0.0625
+    u, _ = optimizer.update(g, state)
+    assert u[0].item() == -math.inf  # one element takes the place of all: 1.125 * 2**16
+    assert not u[1:].any()
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_sharpness_aware_steps_take_the_gradient_at_the_top(inplace: bool) -> None:
     params, memory = start(), adam_memory(start())

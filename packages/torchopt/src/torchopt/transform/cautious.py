@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
-from torchopt.precision import dense
+from torchopt.precision import dense, widened
 from torchopt.tree import tree_map
 
 __all__ = ["cautious"]
@@ -39,8 +39,9 @@ class Cautious(Wrapper):
         product = g.sign() * u.sign()  # cannot underflow
         aligned = product >= 0 if self.maximize else product <= 0
         share = u.numel() / (aligned.sum().to(torch.float64) + 1.0)
-        # NaN is kept, so that it stays visible.
-        return torch.where(aligned | u.isnan(), u, 0.0) * share.to(u.dtype)
+        # NaN is kept, so that it stays visible. The share may be too large for a half type.
+        kept = widened(torch.where(aligned | u.isnan(), u, 0.0))
+        return (kept * share.to(kept.dtype)).to(u.dtype)
 
 
 def cautious(inner: GradientTransformation, *, maximize: bool = False) -> GradientTransformation:

@@ -174,6 +174,7 @@ def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) ->
             advice = {
                 "ndarray": "convert it with torch.from_numpy",
                 "generator": "pass a tuple of what it yields",
+                "NoneType": "pass None for its gradient as well",
             }.get(kind, "convert it with torch.tensor, or pass None for a leaf without one")
             if isinstance(leaves[i], torch.nn.Module):
                 advice = "pass dict(module.named_parameters())"
@@ -353,7 +354,7 @@ def update_leaves(
         else [i for i, row in enumerate(zip(*roles)) if not any(map(_is_none, row))]
     )
     if not present and grads:
-        return grads, state
+        return [None] * len(grads), state
     packed = grads if everything else [grads[i] for i in present]
     require_tensors(grads, present, "update(updates, state): a gradient")
     if not rule.keeps_sparse:
@@ -365,6 +366,7 @@ def update_leaves(
     )
     packed_params: list[Any] = []
     if rule.reads_params and params is not None:
+        require_tensors(params, present, "update(updates, state, params=params): a parameter")
         packed_params = params if everything else [params[i] for i in present]
 
     if (old or rule.reads_params) and not all(map(_has_fractions, packed)):
