@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from optimizers import ROWS
@@ -463,3 +464,44 @@ def test_parameters_are_given_as_a_tree_or_as_an_iterable() -> None:
             add(nn.Linear(1, 1))
         with pytest.raises(ValueError, match="a generator such as .* is empty after its first use"):
             add(iter(()))
+
+
+USERS_STATES: dict[str, Callable[[Any], Any]] = {
+    "tree": lambda params: torchopt.pytree.tree_map(torch.zeros_like, params),
+    "tensor": lambda params: torch.zeros((), dtype=torch.float64),
+    "number": lambda params: 0.0,
+    "tuple": lambda params: (torch.zeros(3, dtype=torch.float64), {"m": torch.zeros(2).double()}),
+}
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("name", sorted(USERS_STATES))
+def test_states_of_other_transformations_have_names(name: str, alone: bool) -> None:
+    def update(
+        updates: Any, state: Any, *, params: Any = None, inplace: bool = True
+    ) -> tuple[Any, Any]:
+        return updates, torchopt.pytree.tree_map(lambda x: x + 1, state)
+
+    counting = GradientTransformation(USERS_STATES[name], update)
+    impl = counting if alone else torchopt.chain(counting, torchopt.adam(0.1), counting)
+    first, second = (torchopt.Optimizer(parameters(), impl) for _ in range(2))
+    for number in range(2):
+        give_gradients(first.param_groups[0], number)  # type: ignore[arg-type]
+        first.step()
+    saved = first.named_state_dict()
+    values = saved["groups"][0]["state"]
+    assert len(values) == len(torchopt.pytree.tree_leaves(first.state_groups))
+    second.load_named_state_dict(saved)
+    assert described(second.state_groups) == described(first.state_groups)
+    del values[next(iter(values))]
+    with pytest.raises(ValueError, match=r"missing \[state"):
+        second.load_named_state_dict(saved)
+
+
+@pytest.mark.parametrize("wrong", [numpy.zeros(2), 0.5, "0.5"], ids=["array", "number", "str"])
+def test_a_state_without_tensors_is_refused(wrong: Any) -> None:
+    optimizer = torchopt.Adam(parameters(), lr=0.1)
+    (moments, *rest) = optimizer.impl.init(parameters())
+    with pytest.raises(ValueError, match=r"mu\[1\]: expected a tensor of shape \(2,\), got "):
+        optimizer.load_state_dict(((moments._replace(mu=[moments.mu[0], wrong]), *rest),))
+    assert optimizer.state_groups == [UninitializedState()]

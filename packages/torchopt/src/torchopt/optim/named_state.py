@@ -91,7 +91,10 @@ def _holds_states(node: Any) -> bool:
 
 
 def walk(state: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
-    """Return pairs of name and value for all leaves of a state, in their order."""
+    """Return pairs of name and value for all leaves of a state, in their order.
+
+    A tree outside of the states of transformations of torchopt has the name "state".
+    """
     entries = list(_entries(state, names))
     return list(zip(_distinct(name for name, _, _ in entries), (value for _, _, value in entries)))
 
@@ -117,6 +120,8 @@ def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, str | None
                 number = seen[where] = seen.get(where, 0) + 1
                 where = where if number == 1 else f"{where}#{number}"
                 yield from field_of(value, where)
+        elif not _holds_states(node):
+            yield from field_of(node, prefix.removesuffix(".") or "state")
         elif isinstance(node, dict):
             # In the order of the leaves, which is not the insertion order.
             for key in tree_structure(node, is_leaf=lambda x: x is not node).entries():
@@ -126,7 +131,7 @@ def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, str | None
                 yield from inside(child, prefix)
 
     def field_of(value: Any, where: str) -> Iterator[tuple[str, str | None, Any]]:
-        if isinstance(value, (tuple, list, dict)) and _holds_states(value):
+        if _holds_states(value):
             yield from inside(value, f"{where}.")
             return
         leaves, spec = tree_flatten(value, is_leaf=_is_coded, none_is_leaf=True)
@@ -141,8 +146,7 @@ def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, str | None
             owner = None if _is_coded(leaf) else label
             yield from ((name, owner, part) for name, part in _parts(f"{where}.{label}", leaf))
 
-    if _is_state(state) or isinstance(state, (tuple, list, dict)):
-        yield from inside(state, "")
+    yield from inside(state, "")
 
 
 def named_state(groups: Sequence[Group]) -> dict[str, Any]:
@@ -195,12 +199,17 @@ def load_named_state(saved: dict[str, Any], groups: Sequence[Group]) -> list[Any
     ]
 
 
+def _differences(expected: Iterable[str], got: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the names that are missing, and those that are left over."""
+    wanted, found = dict.fromkeys(expected), dict.fromkeys(got)
+    return [name for name in wanted if name not in found], [n for n in found if n not in wanted]
+
+
 def _load_group(index: int, entry: dict[str, Any], group: Group) -> Any:
     impl, _, names, params = group
     if not entry["initialized"]:
         return UninitializedState()
-    missing = [n for n in names if n not in set(entry["params"])]
-    extra = [n for n in entry["params"] if n not in set(names)]
+    missing, extra = _differences(names, entry["params"])
     if missing or extra:
         raise ValueError(
             f"load_named_state_dict: group {index} is for other parameters: missing "
@@ -210,8 +219,7 @@ def _load_group(index: int, entry: dict[str, Any], group: Group) -> Any:
         template = impl.init(params)
     expected = [name for name, _ in walk(template, names)]
     values = entry["state"]
-    missing = [name for name in expected if name not in values]
-    extra = [name for name in values if name not in set(expected)]
+    missing, extra = _differences(expected, values)
     if missing or extra:
         raise ValueError(
             f"load_named_state_dict: the state of group {index} is that of another optimizer: "

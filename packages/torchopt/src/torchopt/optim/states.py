@@ -95,7 +95,8 @@ class Caster:
             ValueError: The shapes differ, or the cast would lose an imaginary or fractional part.
         """
         if not isinstance(new, Tensor):
-            if isinstance(new, (tuple, list, dict, str)) and isinstance(old, Tensor):
+            is_number = isinstance(new, (int, float)) and isinstance(old, Tensor) and not old.ndim
+            if isinstance(old, Tensor) and new is not None and not is_number:
                 raise self.refuse(where, f"a tensor of shape {tuple(old.shape)}", _kind(new))
             return new
         if old is None:  # such as a mean without any gradient yet
