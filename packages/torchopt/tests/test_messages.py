@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -556,6 +557,60 @@ def test_a_gradient_that_is_not_a_tensor(name: str, wrong: Any, inplace: bool) -
     with pytest.raises(LeafTypeError, match=r"at \$\['b'\]: .*expected a tensor, got") as caught:
         optimizer.update({**PARAMS, "b": wrong}, state, params=PARAMS, inplace=inplace)
     assert isinstance(caught.value, (TypeError, ValueError))
+
+
+WRAPPERS: dict[str, Any] = {
+    "accumulate": lambda inner: torchopt.transform.accumulate(inner, 2),
+    "apply_if_finite": torchopt.transform.apply_if_finite,
+    "cautious": torchopt.transform.cautious,
+    "compensated": torchopt.transform.compensated,
+    "galore": lambda inner: torchopt.transform.galore(inner, 1),
+    "in_8_bits": torchopt.transform.in_8_bits,
+    "in_precision": torchopt.transform.in_precision,
+    "lookahead": torchopt.transform.lookahead,
+    "sam": torchopt.transform.sam,
+}
+
+
+@pytest.mark.parametrize("wrong", [3.0, np.ones(1), "x"], ids=["float", "numpy", "str"])
+@pytest.mark.parametrize("name", sorted(WRAPPERS))
+def test_a_wrapper_around_sgd_takes_tensors_alone(name: str, wrong: Any) -> None:
+    optimizer = WRAPPERS[name](torchopt.sgd(0.1))
+    state = optimizer.init(PARAMS)
+    with pytest.raises(LeafTypeError, match=r"at \$\['b'\]: .*a gradient: expected a tensor, got"):
+        optimizer.update({**PARAMS, "b": wrong}, state, params=PARAMS)
+    if name in ("compensated", "in_precision", "lookahead"):  # those that read the parameters
+        with pytest.raises(LeafTypeError, match=r"at \$\['b'\]: init\(params\): a parameter: "):
+            optimizer.init({**PARAMS, "b": wrong})
+
+
+COUNTS: dict[str, Any] = {
+    "every of accumulate": lambda n: torchopt.transform.accumulate(torchopt.sgd(0.1), n),
+    "every of lookahead": lambda n: torchopt.transform.lookahead(torchopt.sgd(0.1), n),
+    "rank": lambda n: torchopt.transform.galore(torchopt.sgd(0.1), n),
+    "update_every of galore": lambda n: torchopt.transform.galore(torchopt.sgd(0.1), 1, n),
+    "block_size": lambda n: torchopt.transform.in_8_bits(torchopt.sgd(0.1), n),
+    "update_every of shampoo": lambda n: torchopt.shampoo(update_every=n),
+    "root_steps": lambda n: torchopt.transform.scale_by_shampoo(root_steps=n),
+    "update_every of soap": lambda n: torchopt.soap(update_every=n),
+    "update_every of sophia": lambda n: torchopt.sophia(update_every=n),
+}
+
+
+@pytest.mark.parametrize("name", sorted(COUNTS))
+def test_counts_are_integers(name: str) -> None:
+    hyper = name.partition(" ")[0]
+    for wrong in (0, 2.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"^Invalid {hyper} value: .*; expected an integer"):
+            COUNTS[name](wrong)
+    for allowed in (1, np.int64(2)):
+        COUNTS[name](allowed)
+    if "sophia" not in name:
+        with pytest.raises(TypeError, match=rf"^Invalid {hyper} value: expected a number"):
+            COUNTS[name](None)
+    for make in (lambda n: torchopt.psgd(seed=n), lambda n: torchopt.muon(ns_steps=n)):
+        with pytest.raises(ValueError, match=r"value: 0\.5; expected an integer >= 0"):
+            make(0.5)
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))

@@ -184,22 +184,6 @@ class Driver(Described):
         return GradientTransformation(self.init, self.update)
 
 
-@dataclass(frozen=True)
-class Wrapper(Driver):
-    """A transformation around another one; by default its state is that of the inner one."""
-
-    inner: GradientTransformation
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether `inner` needs trees, as masks do."""
-        return needs_tree(self.inner)
-
-    def init(self, params: Any) -> Any:
-        """Return the state of `inner`."""
-        return self.inner.init(params)
-
-
 def chain_parts(
     members: tuple[GradientTransformation, ...], backend: Any
 ) -> tuple[tuple[int, int, Any], ...]:

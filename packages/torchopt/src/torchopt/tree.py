@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import optree
 from optree import (
@@ -19,7 +19,7 @@ from optree import (
     tree_structure,
     tree_unflatten,
 )
-from torchopt.errors import MismatchError
+from torchopt.errors import LeafTypeError, MismatchError
 
 __all__ = [
     "PyTreeSpec",
@@ -31,6 +31,8 @@ __all__ = [
     "optree",
     "prefix_leaves",
     "require_same_shapes",
+    "require_tensor_tree",
+    "require_tensors",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -145,6 +147,33 @@ def located(error: MismatchError, spec: PyTreeSpec) -> MismatchError:
     """Return `error` with the path of its leaf in the tree, such as ``$['fc1'].bias``."""
     where = spec.accessors()[error.leaf].codify("$")
     return type(error)(error.leaf, error.reason, where)
+
+
+def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) -> None:
+    """Raise LeafTypeError if one of the leaves with these indices is not a tensor."""
+    for i in present:
+        if not isinstance(leaves[i], Tensor):
+            kind = type(leaves[i]).__name__
+            advice = {
+                "ndarray": "convert it with torch.from_numpy",
+                "generator": "pass a tuple of what it yields",
+                "NoneType": "pass None for its gradient as well",
+            }.get(kind, "convert it with torch.tensor, or pass None for a leaf without one")
+            if isinstance(leaves[i], nn.Module):
+                advice = "pass dict(module.named_parameters())"
+            raise LeafTypeError(i, f"{what}: expected a tensor, got {kind}; {advice}")
+
+
+def require_tensor_tree(tree: Any, what: str) -> None:
+    """Raise LeafTypeError if a leaf of a tree is neither a tensor nor None.
+
+    The message says where the leaf is and starts with ``what``.
+    """
+    leaves, spec = tree_flatten(tree, none_is_leaf=True)
+    try:
+        require_tensors(leaves, [i for i, x in enumerate(leaves) if x is not None], what)
+    except LeafTypeError as error:
+        raise located(error, spec) from None
 
 
 def is_smooth(x: Any) -> TypeGuard[Tensor]:

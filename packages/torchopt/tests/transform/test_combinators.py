@@ -125,7 +125,7 @@ def test_accumulating_equals_one_step_with_the_mean(inplace: bool) -> None:
         updates, state = optimizer.update(grads, state, inplace=False)
     assert updates[0].tolist() == [-0.5] * 3
     assert updates[1] is None
-    with pytest.raises(ValueError, match="expected every >= 1, got 0"):
+    with pytest.raises(ValueError, match="Invalid every value: 0; expected an integer >= 1"):
         accumulate(torchopt.sgd(0.1), 0)
 
 

@@ -14,7 +14,7 @@ from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.native import is_writable
 from torchopt.optimizers.adam import adamw
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero
+from torchopt.optimizers.rule import Hyper, Rule, fraction
 from torchopt.optimizers.sgd import TraceState
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.orthogonalize import orthogonalize
@@ -33,7 +33,7 @@ class Average(Rule):
     correction.
     """
 
-    momentum: Hyper = at_least_zero("momentum value")
+    momentum: Hyper = fraction("momentum value")
     nesterov: bool = False
     State = TraceState
 

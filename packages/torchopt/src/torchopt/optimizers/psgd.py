@@ -42,7 +42,7 @@ class ScaleByPsgd(LeafRule):
     precondition_lr: Hyper = within("0 < number < 1", "precondition_lr value", 0.1)
     initial_scale: Hyper = positive("initial_scale value", 1.0)
     max_size: int = at_least_zero("max_size value", 1024)
-    seed: int = at_least_zero("seed value", 0)
+    seed: int = within("an integer >= 0", "seed value", 0)
     leaf_fields: ClassVar[tuple[str, ...]] = ("mu", "factors", "count")
     overwritten_fields: ClassVar[tuple[str, ...]] = ("mu", "factors")
     complex_numbers: ClassVar[str] = "refused"

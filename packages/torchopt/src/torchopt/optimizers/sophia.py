@@ -40,7 +40,7 @@ class Sophia(Rule):
     rho: Hyper = at_least_zero("rho value", 0.04)
     eps: Hyper = positive("epsilon value", 1e-15)
     batch_size: Hyper = positive("batch_size value", 1.0)
-    update_every: int | None = at_least_one("update_every value", 10)
+    update_every: int | None = at_least_one("update_every value", 10, optional=True)
     State = ScaleBySophiaState
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, Wrapper, require_transformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import as_given, widened
+from torchopt.transform.base import Wrapper
+from torchopt.transform.validate import check_at_least_one
 from torchopt.tree import (
     require_same_shapes,
     tree_flatten,
@@ -95,7 +97,7 @@ def accumulate(inner: GradientTransformation, every: int) -> GradientTransformat
         every: Number of gradients per step, >= 1.
 
     Raises:
-        ValueError: `every` is smaller than 1.
+        ValueError: `every` is not an integer >= 1.
 
     Example:
         >>> import torch, torchopt
@@ -106,7 +108,6 @@ def accumulate(inner: GradientTransformation, every: int) -> GradientTransformat
         >>> first, second
         ((None,), (tensor([-2.]),))
     """
-    if every < 1:
-        raise ValueError(f"accumulate: expected every >= 1, got {every}")
+    check_at_least_one(every, "every value")
     require_transformation(inner, "accumulate(inner, every)")
     return Accumulate(inner, every).pair()

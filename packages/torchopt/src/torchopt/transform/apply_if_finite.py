@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchopt.base import GradientTransformation, Wrapper, require_transformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import stored
+from torchopt.transform.base import Wrapper
 from torchopt.tree import tree_leaves, tree_map
 
 __all__ = ["ApplyIfFiniteState", "apply_if_finite"]

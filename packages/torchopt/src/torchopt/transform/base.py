@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, Protocol, cast
 
-from torchopt.base import Driver, GradientTransformation, identity
+from torchopt.base import Driver, GradientTransformation, identity, needs_tree
 from torchopt.documented import ARGUMENTS, EXAMPLE, RAISES, complete, documented
 from torchopt.errors import MismatchError
 from torchopt.transform.leaf_rule import (
@@ -23,10 +23,18 @@ from torchopt.transform.leaf_rule import (
     update_leaves,
 )
 from torchopt.transform.parts import in_lists, in_trees, parts_of
-from torchopt.tree import flatten_up_to, located, tree_flatten, tree_map, tree_unflatten
+from torchopt.tree import (
+    flatten_up_to,
+    located,
+    require_tensor_tree,
+    tree_flatten,
+    tree_map,
+    tree_unflatten,
+)
 
 __all__ = [
     "LeafRule",
+    "Wrapper",
     "as_transformation",
     "declared_in",
     "overwrite",
@@ -83,6 +91,34 @@ class _TreeDriver(_ListDriver):
         except MismatchError as error:
             raise located(error, spec) from error.__cause__
         return tree_unflatten(spec, leaves), in_trees(self.rule, state, spec)
+
+
+@dataclass(frozen=True)
+class Wrapper(Driver):
+    """A transformation around another one; by default its state is that of the inner one."""
+
+    inner: GradientTransformation
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether `inner` needs trees, as masks do."""
+        return needs_tree(self.inner)
+
+    def init(self, params: Any) -> Any:
+        """Return the state of `inner`."""
+        return self.inner.init(params)
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *positional: Any,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Return the result of `step`, which need not check that the updates are tensors."""
+        require_tensor_tree(updates, "update(updates, state): a gradient")
+        return super().update(updates, state, *positional, params=params, inplace=inplace)
 
 
 def as_transformation(rule: LeafRule, *, already_flattened: bool) -> GradientTransformation:

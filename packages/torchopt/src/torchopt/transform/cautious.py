@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, Wrapper, require_transformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import dense, widened
+from torchopt.transform.base import Wrapper
 from torchopt.tree import tree_map
 
 __all__ = ["cautious"]
@@ -40,7 +41,7 @@ class Cautious(Wrapper):
         aligned = product >= 0 if self.maximize else product <= 0
         share = u.numel() / (aligned.sum().to(torch.float64) + 1.0)
         # NaN is kept, so that it stays visible. The share may be too large for a half type.
-        kept = widened(torch.where(aligned | u.isnan(), u, 0.0))
+        kept: Tensor = widened(torch.where(aligned | u.isnan(), u, 0.0))
         return (kept * share.to(kept.dtype)).to(u.dtype)
 
 

@@ -9,9 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, Wrapper, require_transformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import dense, widened
-from torchopt.tree import flatten_up_to, tree_flatten, tree_map, tree_unflatten
+from torchopt.transform.base import Wrapper
+from torchopt.tree import (
+    flatten_up_to,
+    require_tensor_tree,
+    tree_flatten,
+    tree_map,
+    tree_unflatten,
+)
 
 __all__ = ["CompensatedState", "compensated"]
 
@@ -29,6 +36,7 @@ class Compensated(Wrapper):
 
     def init(self, params: Any) -> CompensatedState:
         """Return a rest of zero."""
+        require_tensor_tree(params, "init(params): a parameter")
         rest = tree_map(lambda p: torch.zeros_like(p, requires_grad=False), params)
         return CompensatedState(rest=rest, inner_state=self.inner.init(params))
 

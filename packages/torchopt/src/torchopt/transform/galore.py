@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, Wrapper, require_transformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import dense, widened, without_autocast
+from torchopt.transform.base import Wrapper
 from torchopt.transform.leaf_rule import as_of_now
-from torchopt.transform.validate import check_at_least_zero
+from torchopt.transform.validate import check_at_least_one, check_at_least_zero
 from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import is_traced, is_transforming
 
@@ -148,9 +149,8 @@ def galore(
         tensor([[3., 0.],
                 [0., 0.]])
     """
-    for name, value in (("rank", rank), ("update_every", update_every)):
-        if not value >= 1:
-            raise ValueError(f"Invalid {name} value: {value}; expected a number >= 1")
+    check_at_least_one(rank, "rank value")
+    check_at_least_one(update_every, "update_every value")
     check_at_least_zero(scale, "scale value")
     require_transformation(inner, "galore(inner, rank)")
     return Galore(inner, rank, update_every, scale).pair()

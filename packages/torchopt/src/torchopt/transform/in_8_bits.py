@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, Wrapper, require_transformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.errors import NotDifferentiableError
 from torchopt.params.sharded import require_whole
 from torchopt.torch_internals import in_dispatch_mode
+from torchopt.transform.base import Wrapper
+from torchopt.transform.validate import check_at_least_one
 from torchopt.tree import tree_leaves, tree_map
 from torchopt.tree_function import any_watched, is_traced, is_transforming
 
@@ -169,7 +171,6 @@ def in_8_bits(
         >>> state[0].trace[0].codes.dtype
         torch.uint8
     """
-    if not block_size >= 1:
-        raise ValueError(f"Invalid block_size value: {block_size}; expected a number >= 1")
+    check_at_least_one(block_size, "block_size value")
     require_transformation(inner, "in_8_bits(inner, ...)")
     return InEightBits(inner, block_size, min_size).pair()

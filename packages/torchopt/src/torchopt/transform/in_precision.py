@@ -9,8 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, Wrapper, require_transformation
-from torchopt.tree import flatten_up_to, tree_flatten, tree_map, tree_unflatten
+from torchopt.base import GradientTransformation, require_transformation
+from torchopt.transform.base import Wrapper
+from torchopt.tree import (
+    flatten_up_to,
+    require_tensor_tree,
+    tree_flatten,
+    tree_map,
+    tree_unflatten,
+)
 
 __all__ = ["in_precision"]
 
@@ -29,6 +36,7 @@ class InPrecision(Wrapper):
 
     def init(self, params: Any) -> Any:
         """Return the state of `inner` for the parameters in `dtype`."""
+        require_tensor_tree(params, "init(params): a parameter")
         return self.inner.init(self._cast(params))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:

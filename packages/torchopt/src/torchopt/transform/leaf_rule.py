@@ -14,11 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from torchopt.base import EmptyState
-from torchopt.errors import LeafTypeError, MismatchError
+from torchopt.errors import MismatchError
 from torchopt.kernels.native import overwrite
 from torchopt.lazy import lazy
 from torchopt.precision import (
@@ -30,7 +29,7 @@ from torchopt.precision import (
     without_autocast,
 )
 from torchopt.shown import Described, options
-from torchopt.tree import describe_mismatch, first_of_another_shape
+from torchopt.tree import describe_mismatch, first_of_another_shape, require_tensors
 
 if TYPE_CHECKING:
     from torchopt.transform.plan import Plan
@@ -164,21 +163,6 @@ def init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
         return state
     absent = [None] * len(leaves)
     return state._replace(**{f: put(absent, present, getattr(state, f)) for f in rule.leaf_fields})
-
-
-def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) -> None:
-    """Raise LeafTypeError if a leaf is not a tensor."""
-    for i in present:
-        if not isinstance(leaves[i], Tensor):
-            kind = type(leaves[i]).__name__
-            advice = {
-                "ndarray": "convert it with torch.from_numpy",
-                "generator": "pass a tuple of what it yields",
-                "NoneType": "pass None for its gradient as well",
-            }.get(kind, "convert it with torch.tensor, or pass None for a leaf without one")
-            if isinstance(leaves[i], torch.nn.Module):
-                advice = "pass dict(module.named_parameters())"
-            raise LeafTypeError(i, f"{what}: expected a tensor, got {kind}; {advice}")
 
 
 def _of_this_step(rule: LeafRule) -> LeafRule:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, Wrapper, require_transformation
+from torchopt.base import GradientTransformation, require_transformation
+from torchopt.transform.base import Wrapper
 from torchopt.transform.leaf_rule import as_of_now
-from torchopt.transform.validate import check_fraction
-from torchopt.tree import is_smooth, require_same_shapes, tree_map
+from torchopt.transform.validate import check_at_least_one, check_fraction
+from torchopt.tree import is_smooth, require_same_shapes, require_tensor_tree, tree_map
 
 __all__ = ["LookaheadState", "lookahead"]
 
@@ -33,6 +34,7 @@ class Lookahead(Wrapper):
 
     def init(self, params: Any) -> LookaheadState:
         """Return slow weights equal to the parameters."""
+        require_tensor_tree(params, "init(params): a parameter")
         slow = tree_map(lambda p: p.clone(), params)
         return LookaheadState(steps=0, slow=slow, inner_state=self.inner.init(params))
 
@@ -100,8 +102,7 @@ def lookahead(
         >>> p  # half of the way to -2
         tensor([-1.])
     """
-    if every < 1:
-        raise ValueError(f"lookahead: expected every >= 1, got {every}")
+    check_at_least_one(every, "every value")
     check_fraction(alpha, "alpha value", closed=True)
     require_transformation(inner, "lookahead(inner, ...)")
     return Lookahead(inner, every, alpha).pair()

@@ -15,7 +15,7 @@ from torchopt.kernels import native
 from torchopt.kernels.stacks import in_stacks
 from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.norm import scaled
-from torchopt.transform.validate import Hyper, are_numbers, at_least_zero
+from torchopt.transform.validate import Hyper, are_numbers, at_least_zero, within
 
 __all__ = ["orthogonalize"]
 
@@ -24,7 +24,7 @@ __all__ = ["orthogonalize"]
 class Orthogonalize(LeafRule):
     """u = scale * NewtonSchulz(g)."""
 
-    steps: int = at_least_zero("ns_steps value", 5)
+    steps: int = within("an integer >= 0", "ns_steps value", 5)
     coefficients: tuple[Hyper, Hyper, Hyper] = (3.4445, -4.7750, 2.0315)
     eps: Hyper = at_least_zero("epsilon value", 1e-7)
     match_rms: bool = False

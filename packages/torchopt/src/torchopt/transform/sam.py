@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, Wrapper, require_transformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.kernels.reference.formulas import root
 from torchopt.params.sharded import largest_absolute
 from torchopt.precision import dense
+from torchopt.transform.base import Wrapper
 from torchopt.transform.leaf_rule import as_of_now
 from torchopt.transform.norm import power_of_two
 from torchopt.transform.validate import check_at_least_zero

@@ -19,6 +19,7 @@ __all__ = [
     "at_least_one",
     "at_least_zero",
     "check",
+    "check_at_least_one",
     "check_at_least_zero",
     "check_fraction",
     "fraction",
@@ -71,9 +72,9 @@ def at_least_zero(what: str, default: Any = _NONE, *, starts: str = "") -> Any:
     return within("a number >= 0", what, default, starts=starts)
 
 
-def at_least_one(what: str, default: Any = _NONE) -> Any:
-    """Declare a hyper-parameter that is >= 1 or None; `what` is its name in messages."""
-    return within("a number >= 1", what, default, optional=True)
+def at_least_one(what: str, default: Any = _NONE, *, optional: bool = False) -> Any:
+    """Declare a count >= 1, or None if `optional`; `what` is its name in messages."""
+    return within("an integer >= 1", what, default, optional=optional)
 
 
 def positive(what: str, default: Any = _NONE) -> Any:
@@ -94,13 +95,14 @@ def are_numbers(*values: Hyper | None) -> bool:
 #: Ranges by what messages say of them.
 RANGES: dict[str, Callable[[Any], bool]] = {
     "a number >= 0": lambda x: x >= 0,
-    "a number >= 1": lambda x: x >= 1,
     "a number > 0": lambda x: x > 0,
     "a number <= 0": lambda x: x <= 0,
     "a number > 1": lambda x: x > 1,
     "0 < number < 1": lambda x: 0 < x < 1,
     "0 <= number < 1": lambda x: 0 <= x < 1,
     "0 <= number <= 1": lambda x: 0 <= x <= 1,
+    "an integer >= 0": lambda x: hasattr(x, "__index__") and x >= 0,
+    "an integer >= 1": lambda x: hasattr(x, "__index__") and x >= 1,
 }
 
 
@@ -115,6 +117,11 @@ def check(value: Hyper | None, expected: str, what: str, *, optional: bool = Fal
 def check_at_least_zero(value: Hyper, what: str) -> None:
     """Raise `ValueError("Invalid {what}: {value}; ...")` unless value >= 0."""
     check(value, "a number >= 0", what)
+
+
+def check_at_least_one(value: int, what: str) -> None:
+    """Raise `ValueError("Invalid {what}: {value}; ...")` unless value is an integer >= 1."""
+    check(value, "an integer >= 1", what)
 
 
 def check_fraction(value: Hyper, what: str, *, closed: bool = False) -> None:
