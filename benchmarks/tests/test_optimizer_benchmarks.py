@@ -141,3 +141,6 @@ def test_tables_show_ratios_and_counts() -> None:
     assert "1 µs" in text
     assert "4x" in text
     assert "120" in text
+    heads = [line for line in text.splitlines() if "torchopt 0.7.3" in line]
+    assert heads
+    assert not any("torch foreach" in head for head in heads)  # which has no figure

@@ -51,38 +51,45 @@ class _Cells:
         self.cells = {key(cell): cell for cell in result["cells"]}
         self.cases = list(dict.fromkeys(k[:3] for k in self.cells))
         entries = result["rivals"]
-        self.rivals = [n for n, entry in entries.items() if entry["available"] and n != OURS]
-        self.labels = [entries[n]["label"] for n in self.rivals]
+        self.labels = {
+            name: entry["label"]
+            for name, entry in entries.items()
+            if entry["available"] and name != OURS
+        }
 
     def value(self, case: tuple[Any, ...], rival: str, field: str) -> Any:
         cell = self.cells.get((*case, rival), {})
         return cell.get(field) if cell.get("status") == "ok" else None
 
+    def measured(self, cases: list[tuple[Any, ...]], field: str) -> dict[str, str]:
+        """Return the labels of the rivals that have a figure of one of the cases."""
+        return {
+            rival: label
+            for rival, label in self.labels.items()
+            if any(self.value(case, rival, field) is not None for case in cases)
+        }
+
     def times(self, cases: list[tuple[Any, ...]]) -> str:
         if not cases:
             return "Not measured yet."
         rows = []
-        # Only rivals that have one of the cases.
-        found = [
-            (rival, label)
-            for rival, label in zip(self.rivals, self.labels)
-            if any(self.value(case, rival, "median") is not None for case in cases)
-        ]
+        found = self.measured(cases, "median")
         for case in cases:
             ours = self.value(case, OURS, "median")
-            theirs = [self.value(case, rival, "median") for rival, _ in found]
+            theirs = [self.value(case, rival, "median") for rival in found]
             ratios = [ratio_text(t / ours) if t is not None and ours else NOTHING for t in theirs]
             own = spread_text(ours, self.value(case, OURS, "min"))
             rows.append([_label(case), own, *ratios])
-        return table(["time", "torchopt", *(label for _, label in found)], rows)
+        return table(["time", "torchopt", *found.values()], rows)
 
     def counts(self, cases: list[tuple[Any, ...]], field: str, title: str) -> str:
         show = bytes_text if field == "peak_bytes" else _number
+        found = self.measured(cases, field)
         rows = [
-            [_label(case), *(show(self.value(case, n, field)) for n in (OURS, *self.rivals))]
+            [_label(case), *(show(self.value(case, n, field)) for n in (OURS, *found))]
             for case in cases
         ]
-        return table([title, "torchopt", *self.labels], rows)
+        return table([title, "torchopt", *found.values()], rows)
 
     def ratios(self, operation: str, trees: list[str], rival: str) -> list[float | None]:
         found: list[float | None] = []
@@ -107,7 +114,7 @@ def speed_plot(result: dict[str, Any], path: Path) -> None:
             groups,
             [
                 (label, cells.ratios(operation, trees, rival))
-                for rival, label in zip(cells.rivals, cells.labels)
+                for rival, label in cells.labels.items()
             ],
         )
         for operation in DRAWN
@@ -125,7 +132,8 @@ def speed_plot(result: dict[str, Any], path: Path) -> None:
 def _label(case: tuple[Any, ...]) -> str:
     operation, tree, steps = case
     name = TITLES.get(operation, operation)
-    return f"{name}, {tree}" + (f", {steps} steps" if steps else "")
+    count = f", {steps} step{'s' * (steps > 1)}" if steps else ""
+    return f"{name}, {tree}{count}"
 
 
 def _number(value: int | None) -> str:
@@ -135,15 +143,16 @@ def _number(value: int | None) -> str:
 def conclusion_table(result: dict[str, Any]) -> str:
     """Return the range of each implementation's time as a multiple of ours, over all sizes."""
     cells = _Cells(result)
+    found = cells.measured([case for case in cells.cases if case[0] in TITLES], "median")
     rows = []
     for operation, title in TITLES.items():
         row = [title if operation == "meta" else f"a step of Adam, {title}"]
         cases = [case for case in cells.cases if case[0] == operation]
-        for rival in cells.rivals:
+        for rival in found:
             times = [[cells.value(c, name, "median") for name in (rival, OURS)] for c in cases]
             row.append(range_text([t / ours if t and ours else None for t, ours in times]))
         rows.append(row)
-    return table(["time, ours 1", *cells.labels], rows)
+    return table(["time, ours 1", *found.values()], rows)
 
 
 def step_table(result: dict[str, Any]) -> str:
