@@ -101,11 +101,11 @@ def list_table(rows: list[str], pad: str) -> list[str]:
 def without_repetition(
     app: Any, what: str, name: str, member: object, options: object, lines: list[str]
 ) -> None:
-    """Leave the arguments of a class of optimizers to the page of its function."""
+    """Leave equations and arguments of a class of optimizers to the page of its function."""
     function = FUNCTIONS.get(name.rpartition(".")[2])
     if what == "class" and function is not None:
-        text = f"For arguments and references see `torchopt.alias.{function}`."
-        lines[lines.index("Args:") :] = [text]
+        text = f"For equation, arguments and references see `torchopt.alias.{function}`."
+        lines[1:] = ["", text]
 
 
 FUNCTIONS = {
