@@ -2,9 +2,9 @@
 """Learn an optimizer: a small network that maps the statistics of a coordinate to its update.
 
 In a task, a new network with one hidden layer learns to classify a subset of the digits in thirty
-steps. A random matrix mixes their pixels to ten features. The meta-loss
-is the training loss, averaged over the steps. The weights of the optimizer (a perceptron for each
-coordinate, or an LSTM) are trained on training tasks,
+steps. A random matrix mixes their pixels to ten features. The meta-loss is the training loss,
+averaged over the steps. The weights of the optimizer (a perceptron for each coordinate, or an LSTM)
+are trained on training tasks,
 
 * by the explicit engine: the derivative of the meta-loss through all thirty steps, without second
   derivatives of the inner loss as in the first paper (the exact derivative explodes once the
@@ -29,7 +29,7 @@ References:
 
 Deviations: one family of small tasks, and minutes of meta-training.
 
-Run `python learned_optimizer.py` (about six minutes of a core) or with `--smoke` (or `--quick`).
+Run `python learned_optimizer.py` (about six minutes on one core) or with `--smoke` (or `--quick`).
 """
 
 from __future__ import annotations

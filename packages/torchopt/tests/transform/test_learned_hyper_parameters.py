@@ -423,9 +423,10 @@ DAMPENED = ("sgd-momentum", ("momentum", None), 0.0)
 
 @pytest.mark.parametrize("case", SMOOTH)
 def test_a_tensor_means_what_its_number_means(case: str) -> None:
-    """Where a number switches something off, or over, as 0 and 1 do, so does a tensor.
+    """Where 0 or 1 as a number switches something off or over, a tensor of that value does too.
 
-    But for a momentum of 0 with dampening: a number is none, a tensor dampens.
+    The exception is a momentum of 0 with dampening: the number means no momentum, while the
+    tensor dampens.
     """
     make, usual = ROWS[SMOOTH[case][0]].functional, list(hypers_of(case).values())
     start = {"s": torch.tensor(0.7, dtype=DOUBLE), "w": randn(3, 2, seed=2)}

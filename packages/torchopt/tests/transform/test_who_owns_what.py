@@ -143,7 +143,7 @@ def test_what_comes_behind_in_a_chain_may_write_to_the_updates(name: str) -> Non
 def test_a_step_in_place_keeps_the_tensors_of_the_state(name: str) -> None:
     """Memory does not move: where a step writes, the next one finds the same tensor.
 
-    But for partitions, as Muon is: a part that is refused must not find the others written.
+    Partitions, such as Muon, are the exception: if one part refuses, no other may have written.
     """
     t, params = ROWS[name].functional(**ROWS[name].settings[0]), draw(0)
     old = t.init(params)
