@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import struct
 import tempfile
 import time
@@ -112,7 +113,7 @@ def problem(engine: str) -> tuple[list[Tensor], Any, Callable[[Any], Tensor]]:
 
 def see_no_files(engine: todist.TaskParallel) -> None:
     """Make an engine work as on several machines, whose ranks share no files."""
-    engine.group.messages = engine.group.counter = None
+    engine.group.messages = engine.group.counter = engine.group.slots = None
 
 
 @todist.auto_init_rpc(backend="gloo")
@@ -191,10 +192,10 @@ def memory_of_steps() -> Any:
     for schedule in ("static", "dynamic"):
         net = nn.Linear(64, 64)
         engine = todist.TaskParallel(net, schedule=schedule)
-        for k in range(500):
+        for k in range(250):
             net.zero_grad()
             engine.backward(lambda x, net=net: (net(x) ** 2).mean(), list(torch.randn(4, 2, 64)))
-            if k == 100:
+            if k == 50:
                 start = resident()
         grown.append(resident() - start)
     return grown
@@ -1061,11 +1062,23 @@ def calls_across_machines() -> tuple[Any, list[str]]:
     return called, listening()
 
 
-def users_own_world() -> Any:
-    """Return the results in a world that the program opened itself, with a slow rank."""
+def users_own_world(file: str | None = None) -> Any:
+    """Return the results in a world that the program opened itself, with a slow rank.
+
+    Args:
+        file: Where the ranks meet as if they were on two machines, without `MASTER_ADDR`; None:
+            they meet as on one machine.
+    """
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")
+    if file is None:
+        dist.init_process_group("gloo")
+    else:
+        rank = todist.get_rank()
+        del os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+        socket.gethostname = lambda: f"host{rank}"
+        socket.gethostbyname = lambda name: "127.0.0.1"
     p = torch.ones(3, requires_grad=True)
     parallel = todist.TaskParallel([p])
 

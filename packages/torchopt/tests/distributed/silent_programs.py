@@ -257,6 +257,14 @@ def differing(what: str) -> Any:
         engine = todist.TaskParallel({"theta": theta, "big": big})
         big.requires_grad_(rank == 1)
         loss = lambda t: quadratic(theta, t) + big.sum() * t  # noqa: E731
+    if what in ("buckets", "seed", "schedule"):
+        options: Any = {
+            "buckets": {"bucket_bytes": 2**12 << rank},
+            "seed": {"seed": rank},
+            "schedule": {"schedule": ("static", "dynamic")[rank]},
+        }[what]
+        engine = todist.TaskParallel([theta, big], **options)
+        loss = lambda t: quadratic(theta, t) + big.sum() * t  # noqa: E731
     if what == "large operations":
         engine = todist.TaskParallel([theta, big])
         loss = lambda t: quadratic(theta, t) + big.sum() * t  # noqa: E731

@@ -138,8 +138,13 @@ def test_the_others_wait_for_a_slow_process_that_is_alive(made, kind):
         assert result == (pytest.approx(4.5), rank)
 
 
-@ahead(lambda folder: in_world(programs.users_own_world, 2))
-def test_a_world_that_the_program_opened_itself(made):
+def in_their_own_world(folder: Path, apart: bool) -> list:
+    return in_world(programs.users_own_world, 2, str(folder / "store") if apart else None)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one machine", "two"])
+@ahead(in_their_own_world)
+def test_a_world_that_the_program_opened_itself(made, apart):
     for loss, grad, failed in made:
         assert loss == 4.5
         assert grad == 1.5

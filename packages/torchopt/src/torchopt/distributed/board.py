@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 import sys
+import weakref
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -113,6 +114,7 @@ class Messages:
 
     Attributes:
         room: Numbers in one message.
+        number: The number of the last message, the same on every rank that has sent it.
     """
 
     room = 1020
@@ -127,12 +129,12 @@ class Messages:
         self._numbers = numbers.view(2, size, place)[..., self._head :]
         self._starts = [[(k * size + r) * place for r in range(size)] for k in (0, 1)]
         self._rank = rank
-        self._number = self._length = 0
+        self.number = self._length = 0
 
     def tell(self, code: int, numbers: Sequence[float] = (), vectors: Sequence[Tensor] = ()) -> int:
         """Send the next message and return its size in bytes; `code` has 32 bits."""
-        self._number += 1
-        place = self._numbers[self._number & 1, self._rank]
+        self.number += 1
+        place = self._numbers[self.number & 1, self._rank]
         end = len(numbers)
         if end:
             place[:end] = torch.tensor(numbers, dtype=torch.float64)
@@ -140,10 +142,10 @@ class Messages:
             start, end = end, end + x.numel()
             place[start:end] = x
         self._length = end
-        words, start = self._words, self._starts[self._number & 1][self._rank]
+        words, start = self._words, self._starts[self.number & 1][self._rank]
         words[start + 1], words[start + 2] = code, end
         words[start + 3] = self._checksum(start)
-        words[start] = self._number  # last, in a single store
+        words[start] = self.number  # last, in a single store
         return 8 * end
 
     def _checksum(self, start: int) -> int:
@@ -154,20 +156,20 @@ class Messages:
 
     def are_common(self) -> bool | None:
         """Return whether all ranks sent numbers of one meaning; None: some have not sent yet."""
-        words, starts = self._words, self._starts[self._number & 1]
+        words, starts = self._words, self._starts[self.number & 1]
         own = starts[self._rank]
         is_common = True
         for start in starts:
             if start == own:
                 continue
-            if words[start] != self._number or words[start + 3] != self._checksum(start):
+            if words[start] != self.number or words[start + 3] != self._checksum(start):
                 return None
             is_common &= words[start + 1 : start + 3] == words[own + 1 : own + 3]
         return is_common
 
     def sums(self) -> Tensor:
         """Return the sums of the numbers, the same bits on every rank."""
-        return self._numbers[self._number & 1, :, : self._length].sum(0)
+        return self._numbers[self.number & 1, :, : self._length].sum(0)
 
 
 class Counter:
@@ -182,6 +184,7 @@ class Counter:
 
     def __init__(self, path: Path) -> None:
         self._file, self._map = _mapped(path, 16)
+        weakref.finalize(self, os.close, self._file)
 
     def draw(self, purpose: int, amount: int) -> int | None:
         """Add to the counter and return what it was; None: another rank is drawing.

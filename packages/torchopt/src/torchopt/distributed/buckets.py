@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients summed over the ranks bucket by bucket, while the last backward pass still runs.
 
-A bucket is filled and sent when the last of its gradients is complete; from then on the `.grad` of
-its parameters are views of it. A large gradient is a bucket by itself, and is summed where it is.
+A bucket is filled and sent when the last of its gradients is complete; then the `.grad` of its
+parameters become views of it. A large gradient is a bucket by itself, and is summed where it is.
 All ranks send the buckets in the same order: the reverse order of the parameters, which is roughly
 the order in which a backward pass completes gradients. The last bucket is sent after the pass,
-together with the losses and counts of the step if it is none of a large gradient.
+together with the losses and counts of the step, unless it is a large gradient.
+
+On one machine the ranks put buckets of small gradients into shared memory (`Slots`), as long as
+there is room, and pass only large gradients to torch.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +23,7 @@ from torch import Tensor
 
 from torchopt.distributed.group import Group
 from torchopt.distributed.signature import local_part
+from torchopt.distributed.slots import Shares, Slots
 from torchopt.distributed.sparse import added
 from torchopt.torch_internals import holds_alone, hooks_of_gradient
 
@@ -76,8 +81,10 @@ class _Bucket:
     def __init__(self, members: list[int]) -> None:
         self.members = members
         self.left = len(members)
-        self.flat: Any = None
+        self.is_sent = False
+        self.flat: Any = None  # the gradients; None while they are in shared memory
         self.work: Any = None
+        self.shares: Shares | None = None
 
 
 class BucketedSum:
@@ -109,6 +116,9 @@ class BucketedSum:
         self.before = [p.grad for p in self.params]
         self.used: list[bool] = []
         self._next = 0
+        self._slots: Slots | None = None
+        self._place = 0  # the first byte of the slots that this step has not used
+        self._number = 0
         self._armed = False
         self._is_first: list[bool] = []  # whether autograd may hold the next gradient
         self._numbers: Numbers | None = None
@@ -126,6 +136,15 @@ class BucketedSum:
             for k in bucket.members
         ]
 
+    def share(self, slots: Slots, number: int) -> None:
+        """Use shared memory for small gradients.
+
+        Args:
+            slots: The memory, which all ranks have found.
+            number: A number of the step that is the same on every rank and grows.
+        """
+        self._slots, self._number = slots, number
+
     def arm(self) -> None:
         """Send buckets while the next backward pass, the last one of this rank, completes them."""
         self._armed = True
@@ -140,7 +159,7 @@ class BucketedSum:
         return accumulated
 
     def _ready(self, bucket: _Bucket) -> None:
-        if bucket.flat is not None:
+        if bucket.is_sent:
             raise RuntimeError(
                 "expected one gradient of a parameter in a backward pass, got a second one after "
                 "the first was sent, from a backward pass inside of it; let the custom backward() "
@@ -156,30 +175,42 @@ class BucketedSum:
         while self._next < len(early) and early[self._next].left == 0:
             ready = early[self._next]
             self._send(ready, [], in_hook=ready is bucket and self._is_first[ready.members[0]])
-        self.early_bytes += sum(
-            b.flat.numel() * b.flat.element_size() for b in early[before : self._next]
-        )
+        sent = early[before : self._next]
+        self.early_bytes += sum(_bytes(self.params[k]) for b in sent for k in b.members)
 
     def _send(self, bucket: _Bucket, more: list[Tensor], *, in_hook: bool = False) -> None:
-        """Fill a bucket and send it; from now on it holds the memory of the gradients.
-
-        The views are detached from each other by `.data`: changing one in place does not increment
-        the version counter of another.
-        """
+        """Fill a bucket and send it."""
         members = [self.params[k] for k in bucket.members]
+        bucket.is_sent = True
+        self._next += 1
         with torch.no_grad():
-            g = members[0].grad
-            if g is not None and _is_large(members[0]) and _is_own(g, in_hook):
+            g, is_large = members[0].grad, _is_large(members[0])
+            if g is not None and is_large and _is_own(g, in_hook):
                 bucket.flat = g.detach()
             else:
-                parts = [dense_gradient(p).detach().reshape(-1) for p in members]
-                bucket.flat = torch.cat([*parts, *more])
-                sizes = [p.numel() for p in members]
-                views = bucket.flat[: sum(sizes)].split(sizes)
-                for p, view in zip(members, views):
-                    p.grad = view.view(p.shape).data
-        bucket.work = self.group.start_sum(bucket.flat)
-        self._next += 1
+                parts = [dense_gradient(p).detach().reshape(-1) for p in members] + more
+                if self._slots is not None and not is_large:
+                    number = self._number << 20 | self._next
+                    bucket.shares = self._slots.put(parts, self._place, number)
+                if bucket.shares is None:
+                    self._hold(bucket, torch.cat(parts))
+        if bucket.shares is None:
+            bucket.work = self.group.start_sum(bucket.flat)
+        else:
+            self._place += -(-bucket.shares.nbytes // 64) * 64
+            self.group.count_sum(bucket.shares.nbytes)
+
+    def _hold(self, bucket: _Bucket, flat: Tensor) -> None:
+        """Make the gradients views of a vector.
+
+        They are detached from each other by `.data`: changing one in place does not increment the
+        version counter of another.
+        """
+        bucket.flat = flat
+        members = [self.params[k] for k in bucket.members]
+        sizes = [p.numel() for p in members]
+        for p, view in zip(members, flat[: sum(sizes)].split(sizes)):
+            p.grad = view.view(p.shape).data
 
     def send(self) -> None:
         """Send what is left, except the last bucket if it carries numbers."""
@@ -215,7 +246,14 @@ class BucketedSum:
             assert p.grad is not None
             self.group.sum_(local_part(p.grad), name, limit)
         for bucket in self._buckets:
-            self.group.wait(bucket.work, name, limit)
+            if bucket.shares is None:
+                self.group.wait(bucket.work, name, limit)
+            else:
+                with torch.no_grad():
+                    self._hold(bucket, bucket.shares.sum(partial(self._until, name, limit)))
+
+    def _until(self, name: str, limit: float, look: Callable[[], Any]) -> Any:
+        return self.group.until(look, name, limit)
 
     def numbers(self) -> tuple[list[float], Tensor]:
         """Return the sums of the arguments of `send_last`, after `finish`."""

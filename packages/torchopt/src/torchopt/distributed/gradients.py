@@ -218,18 +218,36 @@ class _Bucketed(Gradients):
         super().__init__(step)
         engine = step.engine
         self._is_common: bool | None = None
-        self._hello = Packet(step.group, f"{step.signature.meaning} begin")
+        slots = step.group.slots
+        is_open = slots is not None and slots.is_open
+        self._hello = Packet(step.group, f"{step.signature.meaning} begin", [float(is_open)])
         self.sum = BucketedSum(self.params, engine.group, step.form.fill, self._may_send)
 
     def _may_send(self) -> bool:
         """Return whether all ranks have the same buckets."""
         if self._is_common is None:
             try:
-                self._hello.sums(self.step.name, self.step.engine.timeout)
+                row = self._hello.sums(self.step.name, self.step.engine.timeout)
                 self._is_common = True
             except DifferenceError:
                 self._is_common = False
+            else:
+                self._share(int(row[0]))
         return self._is_common
+
+    def _share(self, count: int) -> None:
+        """Use shared memory if all ranks have found it; else look for it, for the next step.
+
+        Args:
+            count: The number of ranks that have found it.
+        """
+        group = self.step.group
+        if group.slots is None or group.messages is None:
+            return
+        if count == group.size:
+            self.sum.share(group.slots, group.messages.number)
+        else:
+            group.slots.open()
 
     def add(self, i: int, loss: Tensor, weight: float, is_last: Callable[[], bool]) -> None:
         if is_last():

@@ -38,7 +38,7 @@ _turn = threading.RLock()
 
 
 def _renew() -> None:
-    """Take turns anew, in a process that was forked while another thread had its turn."""
+    """Make a new lock in a forked process: a thread of its parent may hold the old one."""
     global _turn
     _turn = threading.RLock()
 
@@ -75,6 +75,7 @@ class Group:
         operations: The number of collective operations that this process has taken part in.
         messages: Messages through shared memory; None across machines.
         counter: A counter in a shared file; None across machines.
+        slots: Shared memory for larger sums; None across machines.
 
     Raises:
         RuntimeError: There are several processes, and their world is not a collective one, or its
@@ -121,8 +122,8 @@ class Group:
             self.session = session if covers else _session.adopt(self._group, timeout)
         self.name = "-".join(map(str, self.ranks)) if group is not None else "all"
         self._on_cuda = self.size > 1 and dist.get_backend(self._group) == "nccl"
-        self.messages, self.counter = (
-            (None, None) if self.session is None else self.session.boards(self)
+        self.messages, self.counter, self.slots = (
+            (None, None, None) if self.session is None else self.session.boards(self)
         )
 
     @classmethod
@@ -132,7 +133,7 @@ class Group:
         group._group, group.session, group.name = None, None, "alone"
         group.rank, group.size, group.bytes_sent, group.operations = rank, 1, 0, 0
         group.ranks, group.timeout, group._on_cuda = (rank,), DEFAULT_TIMEOUT, False
-        group.messages = group.counter = None
+        group.messages = group.counter = group.slots = None
         return group
 
     @property
@@ -209,12 +210,8 @@ class Group:
             work.wait()
             return
         watch = self.session.watch
-        limit = self.timeout if limit is None else limit
-        before = watch.start_operation(name, limit, self.ranks)
-        try:
+        with watch.operation(name, self.timeout if limit is None else limit, self.ranks):
             self._wait(work, watch)
-        finally:
-            watch.end_operation(before)
 
     def _wait(self, work: Any, watch: Any) -> None:
         if isinstance(work, _OnCuda):
@@ -238,10 +235,14 @@ class Group:
         """Start to replace `x` by its sum over the ranks; pass the result to `wait`."""
         if self.size == 1:
             return _DONE
-        self.operations += 1
-        self.bytes_sent += 2 * (self.size - 1) * x.numel() * x.element_size() // self.size
+        self.count_sum(x.numel() * x.element_size())
         work = _pg(self._group).allreduce([_real(x)], _options("AllreduceOptions"))
         return _started(x, work)
+
+    def count_sum(self, size: int) -> None:
+        """Count a sum of vectors of this size in bytes."""
+        self.operations += 1
+        self.bytes_sent += 2 * (self.size - 1) * size // self.size
 
     def sum_(self, x: Tensor, name: str = "a sum", limit: float | None = None) -> Tensor:
         """Replace `x` by its sum over the ranks and return it."""

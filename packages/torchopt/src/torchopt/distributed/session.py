@@ -33,6 +33,7 @@ from torchopt.distributed.board import Counter, Messages
 from torchopt.distributed.folder import FOLDER, has_locks
 from torchopt.distributed.inside import require_no_task
 from torchopt.distributed.meeting import Meeting
+from torchopt.distributed.slots import Slots
 from torchopt.distributed.watch import Watch
 from torchopt.torch_internals import abort_on
 
@@ -80,18 +81,19 @@ class Session:
     is_over: bool = False
     engines: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     _barriers: dict[str, int] = field(default_factory=dict)
-    _boards: dict[str, tuple[Messages, Counter | None]] = field(default_factory=dict)
+    _boards: dict[str, tuple[Messages, Counter | None, Slots]] = field(default_factory=dict)
 
-    def boards(self, group: Group) -> tuple[Messages | None, Counter | None]:
-        """Return the messages and the counter of a group; None across machines."""
+    def boards(self, group: Group) -> tuple[Messages | None, Counter | None, Slots | None]:
+        """Return the messages, the counter and the slots of a group; None across machines."""
         if self.meeting is None or self.meeting.folder is None:
-            return None, None
+            return None, None, None
         if group.name not in self._boards:
             short = hashlib.blake2b(group.name.encode(), digest_size=8).hexdigest()
             path = self.meeting.folder / f"messages.{short}"
             messages = Messages(path, group.rank, group.size)
             counter = Counter(self.meeting.folder / f"counter.{short}") if has_locks() else None
-            self._boards[group.name] = messages, counter
+            slots = Slots(self.meeting.folder / f"slots.{short}", group.rank, group.size)
+            self._boards[group.name] = messages, counter, slots
         return self._boards[group.name]
 
     @property
@@ -234,7 +236,8 @@ def adopt(group: Any, timeout: float = DEFAULT_TIMEOUT) -> Session:
     if len(set(names)) == 1:
         met = meeting.meet_at(lambda: Path(hear()), tell, rank, ranks, timeout)
     else:
-        host = os.environ["MASTER_ADDR"] if ranks[0] == 0 else socket.gethostbyname(names[0])
+        given = os.environ.get("MASTER_ADDR") if ranks[0] == 0 else None
+        host = given or socket.gethostbyname(names[0])
         met = meeting.meet_by(hear, tell, host, rank, ranks, timeout)
     session = Session("collective", rank, len(ranks), timeout, met)
     _adopted[ranks] = session

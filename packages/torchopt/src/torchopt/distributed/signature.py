@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Signature", "agree", "difference", "kinds_of", "local_part", "refuse"]
 
-_FACTS = ("number of steps", "number of tasks", "weights", "schedule", "parameters", "values")
+_FACTS = ("number of steps", "number of tasks", "weights", "settings", "parameters", "values")
 _REPLICA_CHECK = 100  # steps between two comparisons of the parameters
 
 
@@ -56,7 +56,9 @@ class Signature:
             engine.steps,
             tasks,
             None if weights is None else zlib.crc32(repr(list(weights)).encode()),
-            (engine.number, engine.schedule, engine.deterministic, engine.tasks_at_once),
+            f"engine {engine.number + 1}: {engine.schedule}, deterministic={engine.deterministic}, "
+            f"tasks_at_once={engine.tasks_at_once}, bucket_bytes={engine.bucket_bytes}, "
+            f"seed={engine.seed}, sparse {engine.form_of(params).sparse}",
             engine.form_of(params).code,
             self._values(engine),
         )

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps whose gradients are added up in shared memory."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import torchopt.distributed as todist
+from torchopt.distributed import buckets
+from torchopt.distributed.slots import Slots
+
+TASKS = [0.5, -1.0, 2.0, 0.25, 3.0]
+_DTYPES = (torch.float64, torch.float32, torch.complex128)
+
+
+def leaves() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(700 + k, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for k in range(3)
+        for dtype in _DTYPES
+    ]
+
+
+def loss(params: list[Tensor], task: float) -> Tensor:
+    return sum(((p * (task + k)).abs() ** 2).sum().double() for k, p in enumerate(params))  # type: ignore[return-value]
+
+
+def reference() -> list[Tensor]:
+    params = leaves()
+    return [
+        g / len(TASKS) for g in torch.autograd.grad(sum(loss(params, t) for t in TASKS), params)
+    ]
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def steps(bucket_bytes: int, room: int, blind: int) -> list[dict[str, Any]]:
+    """Return, for each of three steps, the gradients, and the sums here and by torch.
+
+    Args:
+        bucket_bytes: As in `TaskParallel`.
+        room: Bytes of a slot.
+        blind: A rank that does not find the memory; -1: none.
+    """
+    params = leaves()
+    engine = todist.TaskParallel(params, bucket_bytes=bucket_bytes)
+    slots = engine.group.slots
+    assert slots is not None
+    found = []
+    here: list[Any] = []
+    put, start_sum = Slots.put, engine.group.start_sum
+
+    def counted(*args: Any) -> Any:
+        shares = put(*args)
+        here.append(shares is not None)
+        return shares
+
+    def by_torch(x: Tensor) -> Any:
+        torchs.append(x.numel())
+        return start_sum(x)
+
+    is_blind = blind == todist.get_rank()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(slots, "room", room))
+        if is_blind:
+            stack.enter_context(mock.patch.object(slots, "is_open", False))
+            stack.enter_context(mock.patch.object(slots, "open", return_value=None))
+        stack.enter_context(mock.patch.object(Slots, "put", counted))
+        stack.enter_context(mock.patch.object(engine.group, "start_sum", by_torch))
+        for _ in range(3):
+            torchs: list[int] = []
+            here.clear()
+            for p in params:
+                p.grad = None
+            step = engine.backward(lambda t: loss(params, t), TASKS)
+            found.append(
+                {
+                    "grads": [p.grad for p in params],
+                    "losses": step.losses,
+                    "here": sum(here),
+                    "torch": len(torchs),
+                    "buckets": len(buckets.filled(params, bucket_bytes)),
+                    "is_open": slots.is_open,
+                }
+            )
+    return found
