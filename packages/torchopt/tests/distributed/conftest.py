@@ -87,21 +87,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the tests of this folder.
 
     First those that may change the environment and modules of this process: no work of others runs
-    beside them. Then those in standing worlds, which compute while the work of others waits. Then
-    these others, and those with sharded parameters, which need all cores. Last the files with
-    remote calls, whose threads poll and slow down other tests.
+    beside them. Then those in standing worlds, which compute while the work of others waits, the
+    longest of them last. Then these others. Last the files with remote calls, whose threads poll
+    and slow down other tests.
     """
     places = [k for k, x in enumerate(items) if Path(__file__).parent in x.path.parents]
     last = ("test_nothing_silent.py", "test_remote_calls.py", "test_world.py")
-    heavy = ("test_checkpoint.py", "test_sharded.py")
+    long = ("test_checkpoint.py", "test_sharded.py")
 
     def order(item: pytest.Item) -> int:
         names = getattr(item, "fixturenames", ())
         if item.path.name in last:
             return 4
         if "standing" in names:
-            return 3 if item.path.name in heavy else 1
-        return 2 if "made" in names else 0
+            return 2 if item.path.name in long else 1
+        return 3 if "made" in names else 0
 
     for k, item in zip(places, sorted((items[k] for k in places), key=order)):
         items[k] = item
