@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torchopt.diff.zero_order.directions import member_seed, seeded
 from torchopt.distributed.before import Before
+from torchopt.distributed.contents import Contents
 from torchopt.distributed.gradients import Gradients, gradients_of
 from torchopt.distributed.group import share_of
 from torchopt.distributed.packet import DifferenceError
@@ -98,7 +99,9 @@ class Step:
         self.weights = [1.0 / total] * n if weights is None else [w / total for w in weights]
         self.signature = Signature(engine, self.params, n, weights)
         self.name = f"the sum of step {engine.steps + 1}"
-        self.before = Before(engine.modules, params, engine.contents, only_shards=engine.is_fsdp)
+        # Inside a task of a world of one process, the engine may take another step.
+        self._contents = engine.contents.pop() if engine.contents else Contents()
+        self.before = Before(engine.modules, params, self._contents, only_shards=engine.is_fsdp)
         shares = [share_of(n, rank, self.group.size) for rank in range(self.group.size)]
         self.owners = [rank for rank, share in enumerate(shares) for _ in share]
         self._uniform = weights is None
@@ -136,6 +139,9 @@ class Step:
             gradients.abandon()
             self._tell_if_fatal(error, None)
             raise
+        finally:
+            self._contents.release()
+            self.engine.contents.append(self._contents)
         self.engine.steps += 1
         self.group.note(f"after step {self.engine.steps}")
         return MetaStep(

@@ -9,6 +9,7 @@ from torchopt.torch_internals import (
     backward,
     checkpoints,
     compiling,
+    copy_on_write,
     packing,
     process_groups,
     tracing,
@@ -18,6 +19,7 @@ from torchopt.torch_internals import (
 from torchopt.torch_internals.backward import *  # noqa: F403
 from torchopt.torch_internals.checkpoints import *  # noqa: F403
 from torchopt.torch_internals.compiling import *  # noqa: F403
+from torchopt.torch_internals.copy_on_write import *  # noqa: F403
 from torchopt.torch_internals.packing import *  # noqa: F403
 from torchopt.torch_internals.process_groups import *  # noqa: F403
 from torchopt.torch_internals.tracing import *  # noqa: F403
@@ -28,6 +30,7 @@ __all__ = ["FakeTensor"]
 __all__ += backward.__all__
 __all__ += checkpoints.__all__
 __all__ += compiling.__all__
+__all__ += copy_on_write.__all__
 __all__ += packing.__all__
 __all__ += process_groups.__all__
 __all__ += tracing.__all__
