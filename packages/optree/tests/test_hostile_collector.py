@@ -460,3 +460,81 @@ def test_lists_that_the_collector_finds_may_be_emptied() -> None:
     finally:
         armed = False
         gc.enable()
+
+
+class HashedByName:
+    """A key that is neither a string nor a number, so the collector tracks its key layout."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class Value:
+    """A leaf that only the dict keeps alive."""
+
+
+LARGE = 2**200
+
+
+@pytest.mark.parametrize(
+    "walk",
+    [
+        optree.tree_leaves,
+        lambda tree, **name: list(optree.tree_iter(tree, **name)),
+        lambda tree, **name: optree.tree_flatten_one_level(tree, **name).children,
+        lambda tree, **name: optree.tree_leaves(optree.tree_map(lambda x: x, tree, **name), **name),
+    ],
+    ids=["leaves", "iter", "one_level", "map"],
+)
+@pytest.mark.parametrize("ordered", [False, True], ids=["sorted", "insertion ordered"])
+@pytest.mark.parametrize(
+    "make_keys",
+    [
+        lambda: [HashedByName(name) for name in "bca"],
+        lambda: [LARGE + 0],
+        lambda: [LARGE + 1, LARGE + 0],
+        lambda: [(LARGE + 0,)],
+        lambda: ["b", "a", "c"],
+    ],
+    ids=["objects", "one large int", "large ints", "tuple of a large int", "texts"],
+)
+@pytest.mark.parametrize("make", [dict, OrderedDict, lambda items: defaultdict(None, items)])
+def test_a_dict_that_a_finalizer_empties_is_read_whole_or_empty(
+    make: Callable[[Any], Any],
+    make_keys: Callable[[], list[Any]],
+    ordered: bool,
+    walk: Callable[..., list[Any]],
+) -> None:
+    emptied: list[int] = []
+
+    def empty(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and not emptied:
+            emptied.append(len(mapping))
+            mapping.clear()
+            others.extend(bytearray(16 * size) for size in range(1, 40))  # reuse the memory
+
+    before = gc.get_threshold()
+    others: list[bytearray] = []
+    with optree.dict_insertion_ordered(ordered, namespace="emptied"):
+        for attempt in range(12):
+            if attempt % 4 == 0:
+                optree.clear_caches()
+            mapping = make([(key, Value()) for key in make_keys()])
+            size = len(mapping)
+            emptied.clear()
+            gc.collect()
+            gc.callbacks.append(empty)
+            gc.set_threshold(1, 0 if FREE_THREADED else 1000, 1000)
+            try:
+                found = walk(mapping, namespace="emptied")
+            except (KeyError, RuntimeError):  # noticed by the iterator of an OrderedDict
+                assert make is OrderedDict
+                continue
+            finally:
+                gc.set_threshold(*before)
+                gc.callbacks.remove(empty)
+            assert [type(value) for value in found] in ([Value] * size, [])
+            others.clear()

@@ -85,6 +85,7 @@ class LayoutCache {
     // How often keys like those of `layout`, with the first one at this address, were seen before.
     // Counts up to three.
     unsigned meet(const KeyLayout* layout, PyObject* first) noexcept;
+    // Adds a layout. Python code may run, as in `bytes_of_key`; `offer` may call this.
     void keep(KeyLayout* layout) noexcept;
     // Adds a layout if its keys are atomic and were seen before.
     void offer(KeyLayout* layout) noexcept;

@@ -9,10 +9,11 @@
 namespace optree {
 namespace {
 
-// Pushes the values in the order of the keys, which Python's sort compares.
+// Makes the layout of keys for which Python code may run: `<` of the keys, or a collection. Pushes
+// the values in traversal order.
 Ref scan_by_python(LayoutCache& cache, LayoutTypes types, ObjectStack& keys, ObjectStack& unordered,
-                   ObjectStack& values) {
-    Ref owner = make_layout(types, keys.data(), keys.size(), true);
+                   bool sorted, ObjectStack& values) {
+    Ref owner = make_layout(types, keys.data(), keys.size(), sorted);
     cache.offer(as_layout(owner.get()));
     const auto* layout = reinterpret_cast<KeyLayout*>(owner.get());
     const std::size_t base = values.extend(keys.size());
@@ -93,12 +94,13 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
                             return true;
                         });
             KeyOrder order;
-            Plain plain = Plain::in_order;
             if (twin != nullptr) {
                 owner = make_layout_in_order(types, keys.data(), size, twin->order, twin->sorted);
-                cache.keep(as_layout(owner.get()));
             } else {
-                if (sorted) plain = sort_plain_keys(keys.data(), size, order);
+                const Plain plain = sorted ? sort_plain_keys(keys.data(), size, order)
+                                    : std::all_of(keys.begin(), keys.end(), is_atomic)
+                                        ? Plain::in_order
+                                        : Plain::not_plain;
                 if (plain != Plain::not_plain) {
                     owner = make_layout_in_order(types, keys.data(), size,
                                                  plain == Plain::permuted ? order.data() : nullptr,
@@ -107,13 +109,11 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
                     for (std::uint32_t i = 0; i < layout->size; ++i) {
                         out[layout->child_of(i)] = unordered[i];
                     }
-                    cache.offer(as_layout(owner.get()));
-                }
-            }
-            if (plain == Plain::not_plain) {
-                for (std::size_t i = 0; i < size; ++i) {
-                    own_keys.push(keys[i]);
-                    own_values.push(unordered[i]);
+                } else {
+                    for (std::size_t i = 0; i < size; ++i) {
+                        own_keys.push(keys[i]);
+                        own_values.push(unordered[i]);
+                    }
                 }
             }
         }
@@ -121,10 +121,16 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
             take_references(out, out, size);
             look_at_keys(out, size);
             values.adopt(size);
+            // Python code may run from here on: the cache asks large ints for their size.
+            if (twin == nullptr) {
+                cache.offer(as_layout(owner.get()));
+            } else if (owner.get() != reinterpret_cast<PyObject*>(twin)) {
+                cache.keep(as_layout(owner.get()));
+            }
             return owner;
         }
     }
-    return scan_by_python(cache, types, own_keys, own_values, values);
+    return scan_by_python(cache, types, own_keys, own_values, sorted, values);
 }
 
 }  // namespace optree

@@ -13,8 +13,8 @@ inline bool is_str_or_int(PyObject* key) noexcept {
     return PyUnicode_CheckExact(key) || PyLong_CheckExact(key);
 }
 
-// Whether a key is exactly a number, a str, None or a tuple of these. Such a key never changes and
-// is in no cycle, and hashing or comparing it runs no Python code.
+// Whether the class of a key is exactly that of a number, str, bytes, None or a tuple of these. Such
+// a key never changes and is in no cycle, and hashing or comparing it runs no Python code.
 bool is_atomic_rest(PyObject* key, int depth = 0) noexcept;
 inline bool is_atomic(PyObject* key) noexcept { return is_str_or_int(key) || is_atomic_rest(key); }
 
@@ -22,7 +22,7 @@ inline bool is_atomic(PyObject* key) noexcept { return is_str_or_int(key) || is_
 // numbers with different representations (0.0 and -0.0) do not count.
 bool same_atomic(PyObject* a, PyObject* b) noexcept;
 
-// The approximate memory use of an atomic key in bytes.
+// The approximate memory use of an atomic key in bytes. Python code may run if it is a large int.
 std::size_t bytes_of_key(PyObject* key) noexcept;
 
 // order[child] is the index of the child's key.
