@@ -731,6 +731,21 @@ def test_repr_reads_the_fields_of_a_namedtuple_when_asked() -> None:
         repr(treespec)
 
 
+@pytest.mark.parametrize("fields", [(10**30, [0] * 10), (b"x", "y"), (1.5, None), ["x", "y"], 3])
+def test_fields_of_a_namedtuple_that_are_not_names_raise(fields: Any) -> None:
+    cls = namedtuple("cls", ["x", "y"])
+    treespec = structure([cls(1, [2])])
+    cls._fields = fields
+    with pytest.raises(TypeError, match=r"^Expected a collections\.namedtuple type, got "):
+        repr(treespec)
+    with pytest.raises(TypeError, match=r"^Expected a collections\.namedtuple type, got "):
+        optree.namedtuple_fields(cls)
+    # The place of the mismatch cannot be named.
+    with pytest.raises(ValueError, match=r"^Expected an instance of list, got 3\.") as caught:
+        treespec.flatten_up_to([cls(1, 3)])
+    assert not getattr(caught.value, "__notes__", [])
+
+
 def test_exception_of_the_metadata_repr_propagates() -> None:
     class Meta:
         def __repr__(self) -> str:

@@ -161,10 +161,13 @@ bool is_item(PyObject* dict, PyObject* name, PyObject* expected) {
 }  // namespace
 
 Ref namedtuple_fields(PyTypeObject* type) {
+    // A program may have replaced the attribute since the class was recognised.
     Ref fields = checked(PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "_fields"));
-    if (!PyTuple_Check(fields.get())) {
-        raise(PyExc_TypeError, "Expected a collections.namedtuple type, got %R.", type);
+    bool are_names = PyTuple_Check(fields.get());
+    for (Py_ssize_t i = 0; are_names && i < PyTuple_GET_SIZE(fields.get()); ++i) {
+        are_names = PyUnicode_Check(PyTuple_GET_ITEM(fields.get(), i));
     }
+    if (!are_names) raise(PyExc_TypeError, "Expected a collections.namedtuple type, got %R.", type);
     return fields;
 }
 
