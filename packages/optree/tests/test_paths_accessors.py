@@ -116,6 +116,18 @@ def test_entries_survive_pickle_and_copy(entry: PyTreeEntry) -> None:
         assert type(copied) is type(entry)
 
 
+class MyAutoEntry(AutoEntry):
+    """A subclass of the class that otherwise picks another one."""
+
+
+def test_a_subclass_of_the_automatic_entry_survives_pickle_and_copy() -> None:
+    entry = MyAutoEntry("a", Box, KIND.CUSTOM)
+    copies = [pickle.loads(pickle.dumps(entry, p)) for p in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for copied in (*copies, copy.copy(entry), copy.deepcopy(entry)):
+        assert copied == entry
+        assert type(copied) is MyAutoEntry
+
+
 @every_example
 def test_entry_equality(entry: PyTreeEntry) -> None:
     cls = type(entry)

@@ -241,6 +241,10 @@ class AutoEntry(PyTreeEntry):
             raise ValueError(f"Cannot create an automatic path entry for PyTreeKind {kind!r}.")
         return _automatic_entry_type(type)(entry, type, kind)
 
+    def __getnewargs__(self, /) -> tuple[Any, builtins.type, PyTreeKind]:
+        """Return the arguments of ``__new__``, for copies and pickles of subclasses."""
+        return self.entry, self.type, self.kind
+
 
 def _automatic_entry_type(cls: builtins.type) -> builtins.type[PyTreeEntry]:
     # Imported from `optree.typing`, because `torch.compile()` cannot trace the extension module.
