@@ -507,6 +507,9 @@ def test_combine_finds_subtrees_on_either_side(fillvalue: Any) -> None:
         (([1, 2], [1]), "list arity mismatch; expected: 2, got: 1"),
         (([[1], no], [(1,), 2]), "Expected an instance of list, got (1,)."),
         (({"a": [no]}, {"b": no}), "dictionary key mismatch; expected key(s): ['a']"),
+        (([(1,), 2], [1, 2]), "Expected an instance of tuple, got 1."),
+        (([1, 2], [(1,), 2]), "Expected a leaf of each tree at one place, got ['int', 'tuple']."),
+        (([no, 1], [2, no], [2, {}]), "Expected a leaf of each tree at one place, got ['int', 'd"),
     ):
         with pytest.raises(ValueError, match="^" + re.escape(message)):
             combine(*mismatch)

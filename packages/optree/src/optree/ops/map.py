@@ -366,7 +366,12 @@ def tree_combine(
         if not there:
             return fillvalue
         root = there[0]
-        if len(there) == 1 or _C.is_leaf(root, is_leaf, none_is_leaf, namespace):
+        if len(there) == 1:
+            return root
+        if _C.is_leaf(root, is_leaf, none_is_leaf, namespace):
+            if not _C.all_leaves(there[1:], is_leaf, none_is_leaf, namespace):
+                types = [type(x).__name__ for x in there]
+                raise ValueError(f"Expected a leaf of each tree at one place, got {types}.")
             return root
         top = _C.structure(root, lambda x: x is not root, none_is_leaf, namespace)
         children = [top.flatten_up_to(x) for x in there]
