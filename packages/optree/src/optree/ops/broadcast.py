@@ -27,8 +27,9 @@ def tree_broadcast_prefix(
     Args:
         prefix_tree: A tree.
         full_tree: A tree that ``prefix_tree`` is a prefix of.
-        is_leaf: Called with each visited object, from the root downwards; if it returns true, the
-            object is a leaf and is not descended into.
+        is_leaf: Called with each visited object of ``prefix_tree``, and with each object of
+            ``full_tree`` at or below a leaf of ``prefix_tree``. If it returns true, the object is a
+            leaf and is not descended into.
         none_is_leaf: Whether ``None`` is a leaf. By default it is a node without children.
         namespace: The namespace whose registered node types are used besides the global ones
             (default: :const:`''`, i.e., the global namespace).
@@ -38,6 +39,7 @@ def tree_broadcast_prefix(
 
     Raises:
         ValueError: If ``prefix_tree`` is not a prefix of ``full_tree``.
+        Exception: The errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> tree_broadcast_prefix({'a': 1, 'b': 2}, {'a': [3, (4, 5)], 'b': 6})
@@ -70,8 +72,9 @@ def broadcast_prefix(
     Args:
         prefix_tree: A tree.
         full_tree: A tree that ``prefix_tree`` is a prefix of.
-        is_leaf: Called with each visited object, from the root downwards; if it returns true, the
-            object is a leaf and is not descended into.
+        is_leaf: Called with each visited object of ``prefix_tree``, and with each object of
+            ``full_tree`` at or below a leaf of ``prefix_tree``. If it returns true, the object is a
+            leaf and is not descended into.
         none_is_leaf: Whether ``None`` is a leaf. By default it is a node without children.
         namespace: The namespace whose registered node types are used besides the global ones
             (default: :const:`''`, i.e., the global namespace).
@@ -81,6 +84,7 @@ def broadcast_prefix(
 
     Raises:
         ValueError: If ``prefix_tree`` is not a prefix of ``full_tree``.
+        Exception: The errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> broadcast_prefix({'a': 1, 'b': 2}, {'a': [3, (4, 5)], 'b': 6})
@@ -176,6 +180,7 @@ def tree_broadcast_common(
 
     Raises:
         ValueError: If the trees have different nodes at the same place.
+        Exception: The errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> tree_broadcast_common([1, {'a': 2, 'b': 3}], [(4, 5), 6])
@@ -215,6 +220,7 @@ def broadcast_common(
 
     Raises:
         ValueError: If the trees have different nodes at the same place.
+        Exception: The errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> broadcast_common([1, {'a': 2, 'b': 3}], [(4, 5), 6])
@@ -255,6 +261,7 @@ def tree_broadcast_map(
 
     Raises:
         ValueError: If trees have different nodes at the same place.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> tree_broadcast_map(lambda x, y: x * y, [2, {'a': 3, 'b': 4}], [(5, 6), 7])
@@ -294,6 +301,7 @@ def tree_broadcast_map_with_path(
 
     Raises:
         ValueError: If trees have different nodes at the same place.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> tree_broadcast_map_with_path(lambda path, x, y: (path, x * y), [2, 3], [4, (5, 6)])
@@ -337,6 +345,7 @@ def tree_broadcast_map_with_accessor(
 
     Raises:
         ValueError: If trees have different nodes at the same place.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> tree_broadcast_map_with_accessor(lambda a, x, y: (a.codify('t'), x * y), [2], [(4, 5)])

@@ -277,8 +277,10 @@ def tree_iter(
         An iterator. Several threads may share it; each leaf is then returned to one of them.
 
     Raises:
-        RecursionError: While iterating, if the tree is deeper than
-            :data:`optree.MAX_RECURSION_DEPTH`.
+        RecursionError: While iterating, see :func:`tree_flatten`.
+        RuntimeError: While iterating, see :func:`tree_flatten`. Also if ``is_leaf`` or a flatten
+            function asks this iterator for a leaf.
+        TypeError: See :func:`tree_flatten`.
 
     Examples:
         >>> leaves = tree_iter({'b': (2, [3, 4]), 'a': 1})
@@ -403,6 +405,9 @@ def tree_paths(
     Returns:
         A list of tuples.
 
+    Raises:
+        Exception: The errors of :func:`tree_flatten`.
+
     Examples:
         >>> tree_paths({'b': (2, [3, 4]), 'a': 1})
         [('a',), ('b', 0), ('b', 1, 0), ('b', 1, 1)]
@@ -431,6 +436,9 @@ def tree_accessors(
     Returns:
         A list of accessors.
 
+    Raises:
+        Exception: The errors of :func:`tree_flatten`.
+
     Examples:
         >>> [accessor.codify('tree') for accessor in tree_accessors({'b': (2, [3]), 'a': 1})]
         ["tree['a']", "tree['b'][0]", "tree['b'][1][0]"]
@@ -450,14 +458,16 @@ def tree_is_leaf(
 
     Args:
         tree: An object.
-        is_leaf: Called with each visited object, from the root downwards; if it returns true, the
-            object is a leaf and is not descended into.
+        is_leaf: Called with the object. If it returns true, the object is a leaf.
         none_is_leaf: Whether ``None`` is a leaf. By default it is a node without children.
         namespace: The namespace whose registered node types are used besides the global ones
             (default: :const:`''`, i.e., the global namespace).
 
     Returns:
         True if ``is_leaf`` returns true for it, or if its class is not that of a node.
+
+    Raises:
+        TypeError: If ``is_leaf`` is neither callable nor ``None``, or ``namespace`` not a string.
 
     Examples:
         >>> tree_is_leaf(1), tree_is_leaf([1]), tree_is_leaf(None)
@@ -482,14 +492,17 @@ def all_leaves(
 
     Args:
         iterable: The objects. Reading stops at the first that is not a leaf.
-        is_leaf: Called with each visited object, from the root downwards; if it returns true, the
-            object is a leaf and is not descended into.
+        is_leaf: Called with each item that is read. If it returns true, the item is a leaf.
         none_is_leaf: Whether ``None`` is a leaf. By default it is a node without children.
         namespace: The namespace whose registered node types are used besides the global ones
             (default: :const:`''`, i.e., the global namespace).
 
     Returns:
-        True if :func:`tree_is_leaf` is true for each item, in particular if there is none.
+        True if :func:`tree_is_leaf` is true for each item, and also if there are no items.
+
+    Raises:
+        TypeError: If ``iterable`` is not iterable, ``is_leaf`` is neither callable nor ``None``, or
+            ``namespace`` is not a string.
 
     Examples:
         >>> all_leaves([1, 'a', {2, 3}])
@@ -542,6 +555,9 @@ def tree_leaves_with_path(
 
     Returns:
         A list of pairs.
+
+    Raises:
+        Exception: The errors of :func:`tree_flatten`.
 
     Examples:
         >>> tree_leaves_with_path({'b': (2, [3]), 'a': 1})

@@ -39,8 +39,7 @@ def tree_map(
 
     Raises:
         ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
-        RecursionError: See :func:`optree.tree_flatten`, as for :exc:`RuntimeError` and
-            :exc:`TypeError`.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> tree_map(lambda x: 10 * x, {'x': 7, 'y': (42, None)})
@@ -79,6 +78,7 @@ def tree_map_(
 
     Raises:
         ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> seen = []
@@ -117,6 +117,7 @@ def tree_map_with_path(
 
     Raises:
         ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> tree_map_with_path(lambda path, x: (*path, x), {'b': [2, 3], 'a': 1})
@@ -153,6 +154,7 @@ def tree_map_with_path_(
 
     Raises:
         ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> seen = {}
@@ -192,6 +194,7 @@ def tree_map_with_accessor(
 
     Raises:
         ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> tree_map_with_accessor(lambda a, x: f'{a.codify("t")} = {x}', {'b': [2, 3], 'a': 1})
@@ -229,6 +232,7 @@ def tree_map_with_accessor_(
 
     Raises:
         ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> seen = []
@@ -258,6 +262,9 @@ def tree_replace_nones(
 
     Returns:
         A new tree, or ``sentinel`` if ``tree`` is ``None``.
+
+    Raises:
+        Exception: The errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> tree_replace_nones(0, {'a': 1, 'b': [None, 2]})
@@ -302,6 +309,9 @@ def tree_partition(
     Returns:
         Two new trees with the structure of ``tree``.
 
+    Raises:
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``predicate`` raises.
+
     Examples:
         >>> tree_partition(lambda x: x > 1, {'a': 1, 'b': [2, 3]})
         ({'a': None, 'b': [2, 3]}, {'a': 1, 'b': [None, None]})
@@ -331,23 +341,24 @@ def tree_combine(
 ) -> PyTree[T]:
     """Return the tree that has at each place the leaf of the first tree with a leaf there.
 
-    It undoes :func:`optree.tree_partition`, called with the same ``fillvalue``.
+    This function undoes :func:`optree.tree_partition` if both have the same ``fillvalue``.
 
     Args:
         tree: A tree.
         other_tree: A tree with the same structure, except that each tree may have ``fillvalue``
             where the other has a leaf or a whole subtree.
         *other_trees: More such trees.
-        is_leaf: See :func:`optree.tree_flatten`; an object that is ``fillvalue`` is a leaf.
+        is_leaf: See :func:`optree.tree_flatten`. The object ``fillvalue`` is a leaf in any case.
         fillvalue: The object that marks a place without a leaf. It is compared by identity.
-        none_is_leaf: Whether ``None`` is a leaf (if it is not ``fillvalue``).
+        none_is_leaf: Whether ``None`` is a leaf. If it is ``fillvalue``, this does not matter.
         namespace: The namespace whose registered node types are used besides the global ones.
 
     Returns:
         A new tree. It has ``fillvalue`` where no tree has a leaf.
 
     Raises:
-        ValueError: If the structures differ.
+        ValueError: If the structures differ where both trees have a leaf or a subtree.
+        Exception: The errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> import optree

@@ -29,24 +29,26 @@ def prefix_errors(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> list[Callable[[str], ValueError]]:
-    """Return all reasons why a tree is not a prefix of another.
+    """Return the reasons why a tree is not a prefix of another.
 
     Args:
         prefix_tree: The tree that should be a prefix.
         full_tree: The tree that it should be a prefix of.
-        is_leaf: Called with each visited object, from the root downwards; if it returns true, the
-            object is a leaf and is not descended into.
+        is_leaf: Called with each visited object of ``prefix_tree``, from the root downwards. If it
+            returns true, the object is a leaf, which any subtree of ``full_tree`` may face.
         none_is_leaf: Whether ``None`` is a leaf. By default it is a node without children.
         namespace: The namespace whose registered node types are used besides the global ones
             (default: :const:`''`, i.e., the global namespace).
 
     Returns:
-        One function per reason, none if the tree is a prefix. The function takes the name of the
-        argument that ``prefix_tree`` was passed as, and returns the exception to raise.
+        A list with one function for each reason. It is empty if the tree is a prefix. Each function
+        takes the name of the argument that ``prefix_tree`` was passed as, and returns the exception
+        to raise.
 
     Raises:
-        RecursionError: If the trees are deeper than :data:`optree.MAX_RECURSION_DEPTH`, which is so
-            if they contain themselves.
+        RecursionError: If the trees are deeper than :data:`optree.MAX_RECURSION_DEPTH`. Trees that
+            contain themselves are.
+        Exception: The other errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> for error in prefix_errors({'a': (1, 2), 'b': [3]}, {'a': [1, 2], 'b': [3]}):
@@ -63,7 +65,7 @@ def prefix_errors(
     while pending:
         accessor, prefix, full = pending.pop()
         if len(accessor) > _C.MAX_RECURSION_DEPTH:
-            raise RecursionError("Maximum recursion depth exceeded during comparing the trees.")
+            raise RecursionError("Maximum recursion depth exceeded while comparing the trees.")
         if _C.is_leaf(prefix, is_leaf, none_is_leaf, namespace):
             continue
         node = tree_flatten_one_level(prefix, none_is_leaf=none_is_leaf, namespace=namespace)

@@ -85,8 +85,7 @@ def tree_flatten_one_level(
 
     Args:
         tree: A tree that is not a leaf.
-        is_leaf: Called with each visited object, from the root downwards; if it returns true, the
-            object is a leaf and is not descended into.
+        is_leaf: Called with the root. If it returns true, the root is a leaf.
         none_is_leaf: Whether ``None`` is a leaf. By default it is a node without children.
         namespace: The namespace whose registered node types are used besides the global ones
             (default: :const:`''`, i.e., the global namespace).
@@ -96,10 +95,10 @@ def tree_flatten_one_level(
         the root. It has the further attributes ``type``, ``path_entry_type`` and ``kind``.
 
     Raises:
-        ValueError: If the tree is a leaf.
+        ValueError: If the root is a leaf.
         RuntimeError: If the flatten function of a custom node does not return children, metadata
             and, optionally, one path entry per child.
-        TypeError: If ``is_leaf`` is neither callable nor ``None``.
+        TypeError: If ``is_leaf`` is neither callable nor ``None``, or ``namespace`` not a string.
 
     Examples:
         >>> node = tree_flatten_one_level({'b': (2, 3), 'a': 1})

@@ -104,6 +104,7 @@ def tree_reduce(
 
     Raises:
         TypeError: If the tree has no leaves and there is no ``initial``.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> tree_reduce(lambda x, y: x + y, {'b': (2, [3, 4]), 'a': 1})
@@ -166,6 +167,9 @@ def tree_sum(
     Returns:
         The sum.
 
+    Raises:
+        Exception: The errors of :func:`optree.tree_flatten`, and those of ``+`` or ``join``.
+
     Examples:
         >>> tree_sum({'b': (2, [3, 4]), 'a': 1})
         10
@@ -225,7 +229,7 @@ def tree_max(
     Args:
         tree: A tree.
         default: What to return if the tree has no leaves.
-        key: Computes the value to compare from a leaf.
+        key: Computes the value to compare from a leaf. By default leaves are compared themselves.
         is_leaf: Called with each visited object, from the root downwards; if it returns true, the
             object is a leaf and is not descended into.
         none_is_leaf: Whether ``None`` is a leaf. By default it is a node without children.
@@ -237,6 +241,7 @@ def tree_max(
 
     Raises:
         ValueError: If the tree has no leaves and there is no ``default``.
+        Exception: The errors of :func:`optree.tree_flatten`, and those of ``key`` and comparisons.
 
     Examples:
         >>> tree_max({'b': (2, [-4, 3]), 'a': 1}), tree_max([1, -2], key=abs)
@@ -293,7 +298,7 @@ def tree_min(
     Args:
         tree: A tree.
         default: What to return if the tree has no leaves.
-        key: Computes the value to compare from a leaf.
+        key: Computes the value to compare from a leaf. By default leaves are compared themselves.
         is_leaf: Called with each visited object, from the root downwards; if it returns true, the
             object is a leaf and is not descended into.
         none_is_leaf: Whether ``None`` is a leaf. By default it is a node without children.
@@ -305,6 +310,7 @@ def tree_min(
 
     Raises:
         ValueError: If the tree has no leaves and there is no ``default``.
+        Exception: The errors of :func:`optree.tree_flatten`, and those of ``key`` and comparisons.
 
     Examples:
         >>> tree_min({'b': (2, [-4, 3]), 'a': 1}), tree_min([1, -2], key=abs)
@@ -341,6 +347,9 @@ def tree_all(
     Returns:
         True if all leaves are true, and also if there are none.
 
+    Raises:
+        Exception: The errors of :func:`optree.tree_flatten`, and those of ``bool(leaf)``.
+
     Examples:
         >>> tree_all({'b': (2, [3]), 'a': 1}), tree_all([1, 0]), tree_all([None])
         (True, False, True)
@@ -368,6 +377,9 @@ def tree_any(
 
     Returns:
         True if there is a true leaf.
+
+    Raises:
+        Exception: The errors of :func:`optree.tree_flatten`, and those of ``bool(leaf)``.
 
     Examples:
         >>> tree_any({'b': (0, [3]), 'a': 0}), tree_any([0, '']), tree_any([None])

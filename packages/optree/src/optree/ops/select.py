@@ -29,8 +29,8 @@ def tree_map_only(
     """Return the tree with ``func`` applied to some of the leaves.
 
     Args:
-        leaf_type: A class, or a union or tuple of classes, whose instances are meant; or a
-            predicate, called with each leaf.
+        leaf_type: Which leaves: a class, or a union or tuple of classes, for their instances; or a
+            predicate, which is called with each leaf.
         func: Called with each of these leaves.
         tree: A tree.
         is_leaf: Called with each visited object, from the root downwards; if it returns true, the
@@ -44,6 +44,7 @@ def tree_map_only(
 
     Raises:
         TypeError: If ``leaf_type`` is none of these.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> tree_map_only(int, lambda x: -x, {'a': 1, 'b': ['two', 3.0, 4]})
@@ -63,7 +64,7 @@ def leaf_filter(leaf_type: Any, /) -> Callable[[Any], bool]:
     """Return the predicate for a class, a union or tuple of classes, or a predicate.
 
     Raises:
-        TypeError: ``leaf_type`` is none of these.
+        TypeError: If ``leaf_type`` is none of these.
     """
     if not isinstance(leaf_type, (type, tuple)) and get_origin(leaf_type) not in _UNIONS:
         if not callable(leaf_type):
@@ -116,6 +117,7 @@ def tree_all_only(
 
     Raises:
         TypeError: See :func:`optree.tree_map_only`.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``predicate`` raises.
 
     Examples:
         >>> tree_all_only(int, lambda x: x > 0, {'a': 1, 'b': ['two', 3]})
@@ -155,6 +157,7 @@ def tree_any_only(
 
     Raises:
         TypeError: See :func:`optree.tree_map_only`.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``predicate`` raises.
 
     Examples:
         >>> tree_any_only(int, lambda x: x > 2, {'a': 1, 'b': ['two', 3]})
@@ -206,6 +209,7 @@ def tree_replace_at(
 
     Raises:
         KeyError: If there is no such place.
+        Exception: The errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> tree = {'layers': [{'bias': 0}, {'bias': 1}]}

@@ -20,8 +20,10 @@ def treespec_leaf(*, none_is_leaf: bool = False, namespace: str = "") -> PyTreeS
 
     Args:
         none_is_leaf: Whether ``None`` is a leaf in the trees that the spec describes.
-        namespace: The namespace whose registered node types are used besides the global ones
-            (default: :const:`''`, i.e., the global namespace).
+        namespace: Accepted as in the other functions. The spec of a leaf has no namespace.
+
+    Raises:
+        TypeError: If ``namespace`` is not a string.
 
     Examples:
         >>> treespec_leaf()
@@ -37,8 +39,10 @@ def treespec_none(*, none_is_leaf: bool = False, namespace: str = "") -> PyTreeS
 
     Args:
         none_is_leaf: Whether ``None`` is a leaf in the trees that the spec describes.
-        namespace: The namespace whose registered node types are used besides the global ones
-            (default: :const:`''`, i.e., the global namespace).
+        namespace: Accepted as in the other functions. The spec of ``None`` has no namespace.
+
+    Raises:
+        TypeError: If ``namespace`` is not a string.
 
     Examples:
         >>> treespec_none()

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 def treespec_paths(treespec: PyTreeSpec, /) -> list[tuple[Any, ...]]:
     """Return the path of each leaf of a spec.
 
+    Raises:
+        RecursionError: If the spec is deeper than :data:`optree.MAX_RECURSION_DEPTH`.
+
     Examples:
         >>> import optree
         >>> treespec_paths(optree.tree_structure({'b': (2, [3]), 'a': 1}))
@@ -23,6 +26,9 @@ def treespec_paths(treespec: PyTreeSpec, /) -> list[tuple[Any, ...]]:
 
 def treespec_accessors(treespec: PyTreeSpec, /) -> list[PyTreeAccessor]:
     """Return the accessor of each leaf of a spec.
+
+    Raises:
+        RecursionError: If the spec is deeper than :data:`optree.MAX_RECURSION_DEPTH`.
 
     Examples:
         >>> import optree
@@ -53,6 +59,7 @@ def treespec_entry(treespec: PyTreeSpec, index: SupportsInt | SupportsIndex, /) 
 
     Raises:
         IndexError: If there is no such child.
+        TypeError: If ``index`` is not an integer.
 
     Examples:
         >>> import optree
@@ -82,6 +89,7 @@ def treespec_child(treespec: PyTreeSpec, index: SupportsInt | SupportsIndex, /) 
 
     Raises:
         IndexError: If there is no such child.
+        TypeError: If ``index`` is not an integer.
 
     Examples:
         >>> import optree
@@ -197,6 +205,9 @@ def treespec_is_prefix(
         other_treespec: The other spec.
         strict: Whether at least one leaf must match a subtree that is not a leaf.
 
+    Raises:
+        TypeError: If ``other_treespec`` is not a spec.
+
     Examples:
         >>> import optree
         >>> spec, other = optree.tree_structure([1, 2]), optree.tree_structure([1, (2, 3)])
@@ -221,6 +232,9 @@ def treespec_is_suffix(
         treespec: The spec.
         other_treespec: The other spec.
         strict: Whether at least one leaf of the other spec must match a subtree that is not a leaf.
+
+    Raises:
+        TypeError: If ``other_treespec`` is not a spec.
 
     Examples:
         >>> import optree

@@ -60,9 +60,9 @@ _JSON_KINDS: Final[dict[str, PyTreeKind]] = {
 def treespec_dumps(treespec: PyTreeSpec, /) -> str:
     """Return a spec as JSON text, readable without executing code.
 
-    Unlike a pickle, the text can come from an untrusted source. It can describe the nodes that need
-    no Python object: ``None``, tuples, lists, deques, and dictionaries without a default factory
-    whose keys are strings, integers, floats other than NaN, booleans or ``None``.
+    Unlike a pickle, the text can come from an untrusted source. It can describe ``None``, tuples,
+    lists, deques, and dictionaries. These have no default factory, and their keys are strings,
+    integers, floats other than NaN, booleans or ``None``.
 
     Args:
         treespec: The spec.
@@ -71,7 +71,7 @@ def treespec_dumps(treespec: PyTreeSpec, /) -> str:
         The text, for :func:`treespec_loads`.
 
     Raises:
-        ValueError: If the spec has a node that JSON cannot describe.
+        ValueError: If the spec has another node or another dictionary key.
 
     Examples:
         >>> import json

@@ -36,7 +36,7 @@ def tree_transpose(
         ValueError: If a spec has no leaves, if the specs have different values of
             ``none_is_leaf`` or different namespaces, or if the inner structure is inferred and
             is not the same everywhere.
-        TypeError: If ``tree`` has another number of leaves than the composed specs.
+        TypeError: If the number of leaves of ``tree`` is not that of the composed specs.
         AttributeError: If a spec is not a :class:`PyTreeSpec`.
 
     Examples:
@@ -141,6 +141,7 @@ def tree_transpose_map(
     Raises:
         ValueError: If the inner structure has no leaves, if it has to be inferred and ``tree`` has
             no leaves, or if a result does not have the inner structure.
+        Exception: The errors of :func:`optree.tree_flatten`, and whatever ``func`` raises.
 
     Examples:
         >>> tree_transpose_map(lambda x: {'id': x, 'square': x * x}, [1, (2, 3)])
