@@ -43,7 +43,7 @@ def split_fields(
     """Return two dictionaries by name: the fields that are children, and those that are metadata.
 
     Raises:
-        TypeError: A child is not a parameter of ``__init__``.
+        TypeError: If a child is not a parameter of ``__init__``.
     """
     children: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
@@ -65,7 +65,7 @@ def register_or_decorate(register: _Register, cls: Any, namespace: Any, /) -> An
     """Register a class, or return a decorator; the namespace may take the place of the class.
 
     Raises:
-        ValueError: The namespace is missing, given twice, or an empty string as first argument.
+        ValueError: If the namespace is missing, given twice, or an empty first argument.
     """
     if isinstance(cls, (str, GlobalNamespace)):
         if namespace is not None:
@@ -110,7 +110,7 @@ def register_fields(
         is_plain: Returns whether ``__init__`` only assigns the fields, in the order ``assigned``.
             It is called again whenever the class has changed.
         assigned: The names of all fields in that order.
-        placeholder: The argument that ``__init__`` replaces by another value, if there is one.
+        placeholder: An argument that ``__init__`` replaces by another value, if there is one.
     """
     names, metadata_names = tuple(children), tuple(metadata)
     keywords = names if parameters is None else tuple([parameters[name] for name in names])

@@ -129,7 +129,7 @@ class PyTreeEntry:
         """Return Python code that gets the child from the expression ``node``."""
         return f"{node}[<flat index {self.entry!r}>]"
 
-    # Frozen and slotted classes restore their state without `__setattr__`.
+    # A frozen class with slots must restore its state without `__setattr__`.
     def __getstate__(self, /) -> tuple[Any, builtins.type, PyTreeKind]:
         return self.entry, self.type, self.kind
 
@@ -192,9 +192,9 @@ class GetAttrEntry(PyTreeEntry):
 
 
 class FlattenedEntry(PyTreeEntry):
-    """A step of which only the position among the flattened children is known.
+    """A step that is only known by the position of the child among the flattened children.
 
-    This is what a custom node gets if nothing better is known about it. Calling the entry tries
+    A custom node has such entries if nothing better is known about it. Calling the entry tries
     ``node[entry]``; :meth:`codify` marks that this is a guess.
 
     Examples:
@@ -206,7 +206,7 @@ class FlattenedEntry(PyTreeEntry):
 
 
 class AutoEntry(PyTreeEntry):
-    """The default entry type of custom nodes: picks the entry class that suits the node type.
+    """The default entry type of custom nodes, which picks the entry class that suits the node type.
 
     ``AutoEntry(entry, type, PyTreeKind.CUSTOM)`` returns an instance of the first match:
     :class:`StructSequenceEntry`, :class:`NamedTupleEntry`, :class:`DataclassEntry`,
@@ -563,8 +563,8 @@ for _class in (
     setattr(_C, _class.__name__, _class)
 del _class
 
-# The extension module makes instances of these classes without calling the class, as long as
-# nobody has replaced their constructors.
+# The extension module makes instances of these classes without calling them, unless a program has
+# replaced their constructors.
 _C.set_stock_classes(
     (MappingEntry, NamedTupleEntry, StructSequenceEntry, SequenceEntry, PyTreeAccessor),
 )

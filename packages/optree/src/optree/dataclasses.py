@@ -139,13 +139,14 @@ def field(
         default_factory: A function without arguments that returns the default.
         init: Whether ``__init__`` has a parameter for the field.
         repr: Whether ``__repr__`` shows the field.
-        hash: Whether ``__hash__`` uses the field; ``None``: if comparisons do.
+        hash: Whether ``__hash__`` uses the field. ``None`` means that it does if comparisons do.
         compare: Whether comparisons use the field.
-        metadata: A mapping that is kept. The item ``'pytree_node'`` is the same as the parameter.
+        metadata: A mapping to store with the field. Its item ``'pytree_node'`` has the same meaning
+            as the parameter.
         kw_only: Whether the parameter is keyword-only.
         doc: The docstring of the field (Python 3.14+).
         pytree_node: Whether the field is a child of the node. Otherwise it is part of the metadata.
-            By default fields are children.
+            By default it is a child.
 
     Returns:
         A :class:`dataclasses.Field`.
@@ -250,7 +251,7 @@ def dataclass(
 ) -> _TypeT | Callable[[_TypeT], _TypeT]:
     """Make a class a dataclass, see :func:`dataclasses.dataclass`, and its instances nodes.
 
-    Fields are children by default, see :func:`field`. Other fields that ``__init__`` has are
+    Fields are children by default, see :func:`field`. Other fields that ``__init__`` accepts are
     metadata. A node is rebuilt with ``cls(**children, **metadata)``.
 
     Args:
@@ -259,7 +260,7 @@ def dataclass(
         repr: Whether to add ``__repr__``.
         eq: Whether to add ``__eq__``.
         order: Whether to add ``<``, ``<=``, ``>`` and ``>=``.
-        unsafe_hash: Whether to add ``__hash__`` in any case.
+        unsafe_hash: Whether to add ``__hash__`` even if the fields can be assigned.
         frozen: Whether assigning to a field raises.
         match_args: Whether to add ``__match_args__``.
         kw_only: Whether all parameters of ``__init__`` are keyword-only.
@@ -273,7 +274,7 @@ def dataclass(
     Raises:
         TypeError: If the argument is not a class or was decorated before, ``namespace`` is not a
             string, a child is not a parameter of ``__init__``, or there are ``InitVar`` fields.
-        ValueError: If the class is registered in the namespace already.
+        ValueError: If the class is already registered in the namespace.
 
     Examples:
         >>> import optree
@@ -355,16 +356,16 @@ def make_dataclass(
 
     Args:
         cls_name: The name of the class.
-        fields: Names, or names with types and fields. Make fields with :func:`field` if they are
-            not children.
+        fields: The names of the fields, or tuples of a name, a type and a :func:`field`. A field
+            that is not a child needs a :func:`field`.
         bases: The base classes.
-        ns: The members of the class, the parameter ``namespace`` of
-            :func:`dataclasses.make_dataclass`.
+        ns: The members of the class. :func:`dataclasses.make_dataclass` calls this parameter
+            ``namespace``.
         init: Whether to add ``__init__``.
         repr: Whether to add ``__repr__``.
         eq: Whether to add ``__eq__``.
         order: Whether to add ``<``, ``<=``, ``>`` and ``>=``.
-        unsafe_hash: Whether to add ``__hash__`` in any case.
+        unsafe_hash: Whether to add ``__hash__`` even if the fields can be assigned.
         frozen: Whether assigning to a field raises.
         match_args: Whether to add ``__match_args__``.
         kw_only: Whether all parameters of ``__init__`` are keyword-only.
@@ -379,6 +380,7 @@ def make_dataclass(
 
     Raises:
         TypeError: See :func:`dataclass`.
+        ValueError: See :func:`dataclass`.
 
     Examples:
         >>> import optree
@@ -463,8 +465,8 @@ def register_node(
     Raises:
         TypeError: If the argument is not a dataclass or was registered before, ``namespace`` is not
             a string, a child is not a parameter of ``__init__``, or there are ``InitVar`` fields.
-        ValueError: If ``namespace`` is missing or given twice, or if the class is registered in the
-            namespace already.
+        ValueError: If ``namespace`` is missing or given twice, or if the class is already
+            registered in the namespace.
 
     Warns:
         UserWarning: If the class has no ``__init__`` made from its fields.
@@ -537,11 +539,11 @@ def register_dataclass(
         The class.
 
     Raises:
-        TypeError: If ``cls`` is not a class or was registered before, a name or ``namespace`` is
-            not a string.
-        ValueError: If a name is given twice, or if the class is registered in the namespace
-            already. For a dataclass also if a name is not a field that ``__init__`` accepts, or if
-            such a field without a default is not named.
+        TypeError: If ``cls`` is not a class or was registered before, or if a name or
+            ``namespace`` is not a string.
+        ValueError: If a name is given twice, or if the class is already registered in the
+            namespace. For a dataclass also if a name is not a field that ``__init__`` accepts, or
+            if such a field without a default is not named.
 
     Examples:
         >>> import dataclasses
@@ -577,8 +579,8 @@ def register_dataclass(
         unknown = [name for name in (*data, *meta) if name not in known]
         if missing or unknown:
             raise ValueError(
-                f"Expected the fields of {cls.__name__} that `__init__()` has, {list(known)}, in "
-                f"`data_fields` or `meta_fields`; unknown: {unknown}, missing: {missing}.",
+                f"Expected the fields of {cls.__name__} that `__init__()` accepts, {list(known)}, "
+                f"in `data_fields` or `meta_fields`; unknown: {unknown}, missing: {missing}.",
             )
     registered: _TypeT = register_fields(
         cls,
@@ -594,7 +596,7 @@ def register_dataclass(
 # Given this argument, a generated `__init__` calls the default factory of the field instead.
 _FACTORY_PLACEHOLDER: Final[object] = dataclasses._HAS_DEFAULT_FACTORY  # type: ignore[attr-defined]
 
-# Two functions whose code objects agree in these attributes do the same with equal arguments.
+# Two functions do the same with equal arguments if their code objects agree in these attributes.
 _CODE: Final = (
     *("co_code", "co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars"),
     *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags"),

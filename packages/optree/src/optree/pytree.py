@@ -130,8 +130,8 @@ summary = _tree_summary
 treespec_dumps = _ops.treespec_dumps
 treespec_loads = _ops.treespec_loads
 
-# Members that the published package does not have here. They are not in `__all__`, which clients
-# compare with that of the published package.
+# Members that the published package does not have. They are not in `__all__`, because clients
+# compare that with the one of the published package.
 _MORE_MEMBERS = (
     "all_leaves",
     "all_only",
@@ -274,7 +274,7 @@ def reexport(*, namespace: str, module: str | None = None) -> _ModuleType:
     """
     if not isinstance(namespace, str):
         hint = (
-            "The argument `namespace` has no global one: use `optree.pytree` itself."
+            "The argument `namespace` cannot be the global one: use `optree.pytree` itself."
             if isinstance(namespace, _GlobalNamespace)
             else "Pass a name as the argument `namespace`."
         )

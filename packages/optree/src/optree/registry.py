@@ -103,7 +103,7 @@ _PACKAGE_DIRECTORY: Final[str] = os.path.dirname(os.path.abspath(__file__)) + os
 
 
 def _warn_caller(message: str, /) -> None:
-    """Emit a :class:`UserWarning` that points at the code that called into this package."""
+    """Emit a :class:`UserWarning` that names the line of code that called this package."""
     stacklevel = 1
     frame = inspect.currentframe()
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE_DIRECTORY):
@@ -114,7 +114,7 @@ def _warn_caller(message: str, /) -> None:
 
 
 def _module_of_caller() -> str | None:
-    """Return the name of the module whose code called into this package."""
+    """Return the name of the module whose code called this package."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE_DIRECTORY):
         frame = frame.f_back
@@ -126,7 +126,7 @@ def _registry_key(cls: type, namespace: str, /) -> Any:
 
 
 def _override_warning(cls: type, namespace: str, /) -> str | None:
-    """Return the warning for a class that is a node already, or ``None`` for other classes."""
+    """Return the warning for a class that is a node anyway, or ``None`` for other classes."""
     if is_structseq_class(cls):
         relation = "a class of `PyStructSequence`"
     elif is_namedtuple_class(cls):
@@ -158,8 +158,8 @@ def register_pytree_node(
         cls: The class. Built-in node types cannot be registered.
         flatten_func: Takes an instance apart: ``flatten_func(obj)`` returns
             ``(children, metadata)`` or ``(children, metadata, entries)``. ``children`` is an
-            iterable. ``metadata`` is whatever else is needed to rebuild the object, compared with
-            ``==``. ``entries`` has one path entry per child, by default the numbers from 0 on.
+            iterable. ``metadata`` is whatever else is needed to rebuild the object. It is compared
+            with ``==``. ``entries`` has one path entry per child, by default 0, 1, 2, and so on.
         unflatten_func: Rebuilds an object: called with the metadata and a tuple of children.
         path_entry_type: The class of the steps from an instance to its children.
         namespace: A non-empty string, or :data:`optree.registry.GLOBAL_NAMESPACE` to register the
@@ -171,11 +171,11 @@ def register_pytree_node(
     Raises:
         TypeError: If ``cls`` is not a class, ``path_entry_type`` not a subclass of
             :class:`optree.PyTreeEntry`, ``namespace`` not a string, or a function not callable.
-        ValueError: If ``namespace`` is empty, or ``cls`` is a built-in node type or registered in
-            the namespace already.
+        ValueError: If ``namespace`` is empty, or if ``cls`` is a built-in node type or is already
+            registered in the namespace.
 
     Warns:
-        UserWarning: If the class is a namedtuple or struct sequence class, which is a node already.
+        UserWarning: If the class is a namedtuple or struct sequence class, which is a node anyway.
 
     Examples:
         >>> import optree
@@ -293,8 +293,8 @@ def register_pytree_node_class(
     Raises:
         TypeError: If ``cls`` is not a class or lacks the methods, ``path_entry_type`` is not a
             subclass of :class:`optree.PyTreeEntry`, or ``namespace`` is not a string.
-        ValueError: If ``namespace`` is missing, empty, or given twice, or if the class is
-            registered in the namespace already. The class is then left unchanged.
+        ValueError: If ``namespace`` is missing, empty, or given twice, or if the class is already
+            registered in the namespace. The class is then left unchanged.
 
     Examples:
         >>> import optree
@@ -440,7 +440,7 @@ def unregister_pytree_node(
 ) -> PyTreeNodeRegistryEntry[Any]:
     """Undo :func:`register_pytree_node`: instances of the class are leaves again.
 
-    Specs that were made before keep working for unflattening.
+    Specs that were made before can still be unflattened.
 
     Args:
         cls: The class.
@@ -642,10 +642,10 @@ def dict_insertion_ordered(
 def clear_caches() -> None:
     """Empty the cache of dictionary keys.
 
-    Flattening a dictionary whose keys were seen before takes a fraction of the time, because their
-    sorted order is cached: up to 16 MiB of keys that are strings, numbers, ``None``, or tuples of
-    these. Call this function to free that memory, for example after working with dictionaries that
-    will not be used again. Results do not depend on the cache.
+    The sorted order of keys that were seen before is cached, so flattening a dictionary with these
+    keys takes a fraction of the time. The cache holds up to 16 MiB of keys that are strings, bytes,
+    numbers, ``None``, or tuples of these. Call this function to free that memory, for example after
+    working with dictionaries that will not be used again. Results do not depend on the cache.
 
     Examples:
         >>> import optree

@@ -16,7 +16,7 @@ __all__ = ["TreeSummary", "tree_summary"]
 @dataclass
 class _Row:
     level: int
-    parent: int  # of the row above it; -1 at the root
+    parent: int  # the index of the row of the parent; -1 at the root
     name: str
     what: str
     leaves: int
@@ -52,7 +52,7 @@ class TreeSummary:
 
 
 def _attribute(leaf: Any, name: str) -> Any:
-    """Return an attribute; None if there is none, or if it is not defined for this object."""
+    """Return an attribute, or None if this object does not have it."""
     try:
         return getattr(leaf, name, None)
     except Exception:  # such as the RuntimeError of a sparse tensor
@@ -78,13 +78,13 @@ def tree_summary(
 ) -> TreeSummary:
     """Return a summary of a tree that prints as lines and shows as a table in notebooks.
 
-    The line of a leaf has its type and, for arrays, dtype, shape and bytes.  The line of a
-    container has the number of leaves below it and their total bytes.  An array that occurs in two
-    places counts twice.  A leaf without ``nbytes``, as a sparse tensor of PyTorch, counts 0.
+    The line of a leaf has its type and, for arrays, dtype, shape and bytes. The line of a container
+    has the number of leaves below it and their total bytes. An array that occurs in two places
+    counts twice. A leaf without ``nbytes``, such as a sparse tensor of PyTorch, counts 0 bytes.
 
     Args:
         tree: The tree.
-        depth: How many levels below the root are shown, at least 0; ``None`` for all.  Totals
+        depth: How many levels below the root are shown, at least 0. By default all are. Totals
             include the levels that are not shown.
         is_leaf: See :func:`optree.tree_flatten`.
         none_is_leaf: See :func:`optree.tree_flatten`.
@@ -94,8 +94,8 @@ def tree_summary(
         A :class:`TreeSummary`: ``repr`` is the text, and notebooks show a table.
 
     Raises:
-        RecursionError: If the tree contains itself.
         ValueError: If ``depth`` is negative.
+        Exception: The errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> tree_summary({'layer': {'bias': 0, 'weight': [1.0, 2.0]}}, depth=2)

@@ -367,8 +367,8 @@ def _override_with_(
 ) -> Callable[[Callable[[Any], T]], Callable[[Any], T]]:
     """Replace a Python function of one argument by its equivalent in the extension module.
 
-    The result stays a Python function. Compilers of Python code such as TorchDynamo cannot look
-    into the extension module; they find the replaced function in ``__python_implementation__``.
+    The result is still a Python function. Compilers of Python code such as TorchDynamo cannot trace
+    the extension module. They find the replaced function in ``__python_implementation__``.
     """
 
     def decorator(python_implementation: Callable[[Any], T], /) -> Callable[[Any], T]:
@@ -573,7 +573,7 @@ def structseq_fields(obj: tuple[Any, ...] | type[tuple[Any, ...]], /) -> tuple[s
     """Return the names of the items of a ``PyStructSequence`` class or instance.
 
     There is one name per item of the tuple. Items without a name have the marker
-    ``'unnamed field'``; fields that are reachable only by name are left out.
+    ``'unnamed field'``. Fields that are not items, and can only be read by name, are left out.
 
     Raises:
         TypeError: If the argument is neither a ``PyStructSequence`` class nor an instance of one.

@@ -138,7 +138,7 @@ def field(**kwargs: Any) -> Any:
 
     Args:
         **kwargs: See :func:`attrs.field`. In addition, ``pytree_node`` says whether the attribute
-            is a child of the node; otherwise it is part of the metadata. By default it is a child.
+            is a child of the node. Otherwise it is part of the metadata. By default it is a child.
 
     Returns:
         The description.
@@ -200,8 +200,8 @@ def define(
 ) -> _TypeT | Callable[[_TypeT], _TypeT]:
     """Make an attrs class, see :func:`attrs.define`, whose instances are nodes.
 
-    Attributes are children by default, see :func:`field`. Other attributes that ``__init__`` has
-    are metadata. A node is rebuilt by calling the class.
+    Attributes are children by default, see :func:`field`. Other attributes that ``__init__``
+    accepts are metadata. A node is rebuilt by calling the class.
 
     Args:
         cls: The class. Without it a decorator is returned.
@@ -214,7 +214,7 @@ def define(
     Raises:
         TypeError: If the argument is not a class or was registered before, ``namespace`` is not a
             string, or a child is not a parameter of ``__init__``.
-        ValueError: If the class is registered in the namespace already.
+        ValueError: If the class is already registered in the namespace.
 
     Examples:
         >>> import optree
@@ -311,6 +311,7 @@ def make_class(
 
     Raises:
         TypeError: See :func:`define`.
+        ValueError: See :func:`define`.
 
     Examples:
         >>> import optree
@@ -365,8 +366,8 @@ def register_node(
     Raises:
         TypeError: If the argument is not an attrs class or was registered before, ``namespace`` is
             not a string, or a child is not a parameter of ``__init__``.
-        ValueError: If ``namespace`` is missing or given twice, or if the class is registered in the
-            namespace already.
+        ValueError: If ``namespace`` is missing or given twice, or if the class is already
+            registered in the namespace.
 
     Warns:
         UserWarning: If the class has no ``__init__`` made by attrs.

@@ -93,7 +93,8 @@ def tree_ravel(
         not check the type.
 
     Raises:
-        ValueError: By the returned function, if the shape or type of its argument is wrong.
+        ValueError: Raised by the returned function if its argument has the wrong shape or type.
+        Exception: The errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> import jax.numpy as jnp

@@ -47,7 +47,8 @@ def tree_ravel(
         the type, and the arrays it returns share the memory of its argument.
 
     Raises:
-        ValueError: By the returned function, if the shape or type of its argument is wrong.
+        ValueError: Raised by the returned function if its argument has the wrong shape or type.
+        Exception: The errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> import numpy as np

@@ -46,8 +46,9 @@ def tree_ravel(
         the type, and the tensors it returns are views of its argument.
 
     Raises:
-        ValueError: If a leaf is not a tensor. By the returned function, if its argument is not a
-            tensor or has the wrong shape or type.
+        ValueError: If a leaf is not a tensor. Raised by the returned function if its argument is
+            not a tensor or has the wrong shape or type.
+        Exception: The errors of :func:`optree.tree_flatten`.
 
     Examples:
         >>> import torch
