@@ -206,7 +206,7 @@ Ref flatten_one_level(Context& context, PyObject* tree) {
     const OneLevel& known = context.state.one_level;
     const Ref handlers = Ref::borrow(known.handlers[context.sorted].get());
     PyObject* handler = PyTuple_GET_ITEM(handlers.get(), static_cast<Py_ssize_t>(kind));
-    if (handler == Py_None) throw std::logic_error("a kind that nothing was said of");
+    if (handler == Py_None) throw std::logic_error("a kind without a handler");
     Ref metadata = metadata_of(known, kind, slots);
     Ref entries = entries_of(known, kind, slots, arity);
     const Ref attributes = attributes_of(known, PyTuple_GET_ITEM(handler, 1), kind, slots);

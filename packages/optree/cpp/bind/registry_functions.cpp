@@ -88,8 +88,7 @@ PyObject* unregister_node(PyObject* self, Args args, Py_ssize_t nargs, PyObject*
             if (state.tuples.is_namedtuple(type)) {
                 raise(PyExc_ValueError,
                       "PyTree type %R is a subclass of `collections.namedtuple`, which is not "
-                      "explicitly "
-                      "registered %U.",
+                      "explicitly registered %U.",
                       cls, place.get());
             }
             raise(PyExc_ValueError, "PyTree type %R is not registered %U.", cls, place.get());
@@ -213,7 +212,7 @@ PyObject* is_current_interpreter_main(PyObject*, PyObject*) {
 
 PyMethodDef registry_functions[] = {
     {"register_node", as_cfunction(register_node), kKeywords, "Register a class as a node."},
-    {"unregister_node", as_cfunction(unregister_node), kKeywords, "Take back a registration."},
+    {"unregister_node", as_cfunction(unregister_node), kKeywords, "Remove a registration."},
     {"get_registry_size", as_cfunction(get_registry_size), kKeywords,
      "Number of registered classes."},
     {"is_dict_insertion_ordered", as_cfunction(is_dict_insertion_ordered), kKeywords,

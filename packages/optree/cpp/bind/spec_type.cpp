@@ -113,7 +113,7 @@ Py_ssize_t as_index(PyObject* value) {
     if (index == -1 && PyErr_Occurred()) {
         if (!PyErr_ExceptionMatches(PyExc_OverflowError)) throw PythonError{};
         PyErr_Clear();
-        raise(PyExc_TypeError, "the index %R does not fit", number.get());
+        raise(PyExc_TypeError, "expected an index of the size of a pointer, got %R", number.get());
     }
     return index;
 }
@@ -225,7 +225,7 @@ PyMethodDef methods[] = {
     {"unflatten", spec_unflatten, METH_O, "Rebuild a tree from its leaves."},
     {"flatten_up_to", spec_flatten_up_to, METH_O, "The subtrees of a tree at the leaf positions."},
     {"broadcast_to_common_suffix", of_two_specs<spec_broadcast>, METH_O,
-     "The smallest structure of which both are prefixes."},
+     "The smallest structure that both are prefixes of."},
     {"compose", of_two_specs<spec_compose>, METH_O, "Replace every leaf by a structure."},
     {"transform", as_cfunction(spec_transform_method), kKeywords,
      "Apply functions to the nodes and leaves."},
@@ -247,9 +247,9 @@ PyMethodDef methods[] = {
     {"is_one_level", spec_is_one_level, METH_NOARGS,
      "Whether all children of the root are leaves."},
     {"is_prefix", as_cfunction(spec_is_prefix_method), kKeywords,
-     "Whether this is a prefix of another."},
+     "Whether this structure is a prefix of another."},
     {"is_suffix", as_cfunction(spec_is_suffix_method), kKeywords,
-     "Whether another is a prefix of this."},
+     "Whether another structure is a prefix of this one."},
     {"__getstate__", spec_getstate_method, METH_NOARGS, nullptr},
     {"__setstate__", spec_setstate_method, METH_O, nullptr},
     {"__reduce__", spec_reduce_method, METH_NOARGS, nullptr},

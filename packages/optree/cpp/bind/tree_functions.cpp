@@ -214,11 +214,11 @@ PyMethodDef tree_functions[] = {
     {"make_from_collection", as_cfunction(make_from_collection), kKeywords,
      "A structure from a container of structures."},
     {"set_one_level", as_cfunction(set_one_level_classes), METH_FASTCALL,
-     "What tree_flatten_one_level makes its answers of."},
+     "Set the classes and functions in the results of tree_flatten_one_level."},
     {"set_stock_classes", set_stock_classes_function, METH_O,
-     "The classes of path entries and accessors, before anybody changed them."},
-    {"clear_caches", clear_caches, METH_NOARGS, "Drop the keys of dicts that were met."},
-    {"compiled", compiled, METH_O, "The builtin that does what a public function does."},
+     "Record how the classes of path entries and accessors make their instances."},
+    {"clear_caches", clear_caches, METH_NOARGS, "Empty the cache of dict keys."},
+    {"compiled", compiled, METH_O, "A builtin that does what a public Python function does."},
     {nullptr, nullptr, 0, nullptr},
 };
 

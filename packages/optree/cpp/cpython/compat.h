@@ -79,8 +79,7 @@ inline PyObject* xnew_ref(PyObject* object) noexcept {
     return object;
 }
 
-// The item of a list as a new reference. Null with IndexError set if the list has no such item (any
-// more).
+// The item of a list as a new reference. Null with IndexError set if the list is too short by now.
 inline PyObject* list_item(PyObject* list, Py_ssize_t index) noexcept {
 #if PY_VERSION_HEX >= 0x030D0000
     return PyList_GetItemRef(list, index);

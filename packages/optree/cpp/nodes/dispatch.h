@@ -4,7 +4,7 @@
 //
 //   kName                           name in messages
 //   find_class(), recognises(state, type)
-//                                   the class of the nodes, or which subclasses of tuple make such
+//                                   the class of the nodes, or whether a subclass of tuple is such a class
 //   is_empty(state, object)         whether there are no children
 //   visit(context, object, visitor, slots)
 //                                   shows the children to a visitor (node.h) in traversal order, fills

@@ -8,7 +8,7 @@
 namespace optree {
 
 std::string utf8(PyObject* text) {
-    if (PyUnicode_IS_COMPACT_ASCII(text)) {  // 1.2x of repr (benchmarks/optree)
+    if (PyUnicode_IS_COMPACT_ASCII(text)) {  // makes repr 1.2x faster (benchmarks/optree)
         return {static_cast<const char*>(PyUnicode_DATA(text)),
                 static_cast<std::size_t>(PyUnicode_GET_LENGTH(text))};
     }
@@ -27,7 +27,8 @@ static bool is_plain_text(PyObject* object) noexcept {
 }
 
 std::string repr_of(PyObject* object) {
-    if (is_plain_text(object)) return "'" + utf8(object) + "'";  // 1.4x of repr (benchmarks/optree)
+    // Makes repr 1.4x faster (benchmarks/optree).
+    if (is_plain_text(object)) return "'" + utf8(object) + "'";
     return utf8(checked(PyObject_Repr(object)).get());
 }
 

@@ -57,7 +57,8 @@ std::size_t stack_left() noexcept {
 
 OPTREE_NOINLINE void check_stack() {
     if (OPTREE_UNLIKELY(stack_left() < compat::kStackOfPython)) {
-        raise(PyExc_RecursionError, "Maximum recursion depth exceeded: objects nest too deep.");
+        raise(PyExc_RecursionError,
+              "Maximum recursion depth exceeded: objects are nested too deeply.");
     }
 }
 

@@ -22,8 +22,8 @@ OPTREE_INLINE const char* frame_address() noexcept {
 // without the information, and on a stack that is not the thread's own (fibers).
 std::size_t stack_left() noexcept;
 
-// Raises RecursionError if the stack has no room for Python code. Specs may hold specs, which may
-// nest deeper than CPython's own limits allow for our frames.
+// Raises RecursionError if the stack has no room for Python code. Specs can be nested in specs more
+// deeply than CPython's own limits allow for our frames.
 void check_stack();
 
 }  // namespace optree

@@ -8,7 +8,7 @@ namespace optree {
 
 // Replaces every leaf of `outer` by `inner`.
 Ref spec_compose(const SpecObject& outer, const SpecObject& inner);
-// The smallest structure of which both are prefixes.
+// The smallest structure that both are prefixes of.
 Ref spec_broadcast(const SpecObject& a, const SpecObject& b);
 
 Ref spec_children(const SpecObject& spec);  // list

@@ -21,7 +21,7 @@ void Flattening::go_deeper(int depth) {
         raise(
             PyExc_RecursionError,
             "Maximum recursion depth exceeded during flattening the tree. The stack of this thread "
-            "has room for %d levels; threading.stack_size() makes that of new threads larger.",
+            "has room for %d levels; threading.stack_size() sets the size for new threads.",
             depth);
     }
     max_depth_ = std::min(depth + kDepthStep, compat::kMaxDepth);

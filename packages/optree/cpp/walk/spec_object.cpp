@@ -52,7 +52,7 @@ Ref spec_of_node(const SpecObject& spec, const Node& node) {
     return new_spec(state_of(spec), spec.none_is_leaf, spec.name, owner);
 }
 
-// The tests of the published package look for this file name, which is one of its own.
+// The tests of the published package look for this file name, that of one of its own files.
 void raise_uninitialised(const SpecObject& spec) {
     raise(state_of(spec).error(),
           "the PyTreeSpec was made by PyTreeSpec.__new__() and never given a state "

@@ -75,8 +75,7 @@ class Transformer {
         if (made.none_is_leaf != spec_.none_is_leaf) {
             raise(PyExc_ValueError,
                   "Expected the PyTreeSpec transform function returns a PyTreeSpec with the same "
-                  "value "
-                  "of `none_is_leaf=%s` as the input, got %R (input: %R).",
+                  "value of `none_is_leaf=%s` as the input, got %R (input: %R).",
                   spec_.none_is_leaf ? "True" : "False", result.get(), input);
         }
         if (!is_empty_str(made.name)) {
@@ -86,8 +85,7 @@ class Transformer {
             } else if (!same_text(name_.get(), made.name)) {
                 raise(PyExc_ValueError,
                       "Expected the PyTreeSpec transform function returns a PyTreeSpec with "
-                      "namespace "
-                      "%R, got %R.",
+                      "namespace %R, got %R.",
                       name_.get(), made.name);
             }
         } else if (!is_empty_str(name_.get())) {
