@@ -41,6 +41,11 @@ def scripted() -> Any:
         return nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(2, 1))), nn.Linear(1, 1))
 
 
+def torch_scheduler() -> Any:
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda count: 1.0)
+
+
 def stepped(labels: Any) -> None:
     module = net()
     impl = transform.partition({"a": torchopt.sgd(0.1)}, labels)
@@ -310,6 +315,148 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         lambda: torchopt.adam(np.array([0.1, 0.2])),
         TypeError,
         ("Invalid learning rate", "a number or a tensor", "ndarray"),
+    ),
+    "a step of the function": (
+        lambda: torchopt.adam(0.1).step(),  # type: ignore[attr-defined]
+        AttributeError,
+        ("no attribute 'step'", "update(grads, state, params=params)", "torchopt.Adam(params, lr)"),
+    ),
+    "gradients to zero for a step that takes the loss": (
+        lambda: torchopt.MetaAdam(net(), lr=0.1).zero_grad(),  # type: ignore[attr-defined]
+        AttributeError,
+        ("'MetaAdam'", "'zero_grad'", "leave out zero_grad() and backward()"),
+    ),
+    "groups of a step that takes the loss": (
+        lambda: torchopt.FuncOptimizer(ADAM).param_groups,  # type: ignore[attr-defined]
+        AttributeError,
+        ("'FuncOptimizer'", "'param_groups'", "a tensor or a schedule"),
+    ),
+    "a copy of another optimizer": (
+        lambda: torchopt.module_clone(torchopt.Adam([torch.ones(2)])),  # type: ignore[type-var]
+        TypeError,
+        ("module_clone", "got Adam", "copy.deepcopy"),
+    ),
+    "the averages of another optimizer": (
+        lambda: torchopt.transform.averaged_params(ADAM.init(PARAMS), PARAMS),
+        ValueError,
+        ("averaged_params", "got ScaleByAdamState", "pass what its init or update returned"),
+    ),
+    "a loss without a batch": (
+        lambda: torchopt.inner_loop(lambda p: p.sum(), torchopt.sgd(0.1), steps=1)(torch.ones(1)),
+        TypeError,
+        ("2 arguments, (params, batch)", "got <lambda>(p)", "take the batch too"),
+    ),
+    "a module for the loss of an inner loop": (
+        lambda: torchopt.inner_loop(net(), torchopt.sgd(0.1), steps=1)(PARAMS, torch.ones(1, 3)),
+        TypeError,
+        ("expected a function", "got Sequential(input)", "functional_call(module, params, inputs)"),
+    ),
+    "the class of a distribution": (
+        lambda: torchopt.diff.zero_order(torch.distributions.Normal),
+        TypeError,
+        ("got the class Normal", "Normal(0.0, 1.0)"),
+    ),
+    "a snapshot and its module exchanged": (
+        lambda: torchopt.recover_state_dict(  # type: ignore[arg-type]
+            torchopt.extract_state_dict(net()), net()
+        ),
+        TypeError,
+        ("first, got ModuleState first", "exchange the two"),
+    ),
+    "a generator whose gradients are stopped": (
+        lambda: torchopt.stop_gradient(net().parameters()),  # type: ignore[arg-type]
+        TypeError,
+        ("expected a tree of tensors, got one with generator", "pass list(...)"),
+    ),
+    "a matrix for the options of a solver": (
+        lambda: torchopt.linear_solve.CG(torch.eye(2)),  # type: ignore[arg-type]
+        TypeError,
+        ("CG(...)", "a tensor of shape (2, 2)", "linear_solve(A, b, CG())"),
+    ),
+    "the name of the solver of a system": (
+        lambda: torchopt.linear_solve.linear_solve(
+            torch.eye(2),
+            torch.ones(2),
+            "cg",  # type: ignore[arg-type]
+        ),
+        TypeError,
+        ("expected a solver, such as CG()", "got 'cg'"),
+    ),
+    "the class of the solver of a system": (
+        lambda: torchopt.linear_solve.linear_solve(
+            torch.eye(2),
+            torch.ones(2),
+            torchopt.linear_solve.CG,  # type: ignore[arg-type]
+        ),
+        TypeError,
+        ("got the class CG; call it",),
+    ),
+    "a module to step by a function": (
+        lambda: torchopt.FuncOptimizer(torchopt.sgd(0.1)).step(
+            torch.ones((), requires_grad=True),
+            net(),  # type: ignore[arg-type]
+        ),
+        LeafTypeError,
+        ("step(loss, params)", "got Sequential", "dict(module.named_parameters())"),
+    ),
+    "the pair that update returns for its updates": (
+        lambda: torchopt.apply_updates(PARAMS, updated(PARAMS)),
+        ValueError,
+        ("got tuple of 2", "updates, state = update(...)"),
+    ),
+    "updates for a module": (
+        lambda: torchopt.apply_updates(net(), torch.ones(2)),  # type: ignore[type-var]
+        LeafTypeError,
+        ("a parameter: expected a tensor, got Sequential", "dict(module.named_parameters())"),
+    ),
+    "a method for parameters": (
+        lambda: ADAM.init(net().state_dict),
+        LeafTypeError,
+        ("init(params)", "got method; call it"),
+    ),
+    "a scheduler of torch for a step size": (
+        lambda: torchopt.adam(torch_scheduler()),  # type: ignore[arg-type]
+        TypeError,
+        ("got LambdaLR of torch", "torchopt.schedule", "TorchOptimizer"),
+    ),
+    "a generator of parameters for a functional call": (
+        lambda: torchopt.params.functional_call(
+            net(),
+            net().parameters(),
+            torch.ones(1, 3),  # type: ignore[arg-type]
+        ),
+        TypeError,
+        ("expected a mapping", "got generator", "dict(module.named_parameters())"),
+    ),
+    "a module among the names of a picture": (
+        lambda: make_dot(torch.ones(1, requires_grad=True) * 2, params=net()),
+        TypeError,
+        ("got Linear", "dict(module.named_parameters())"),
+    ),
+    "tasks before their loss": (
+        lambda: torchopt.distributed.TaskParallel(net()).backward(
+            [torch.ones(1, 3)],
+            lambda x: x.sum(),  # type: ignore[arg-type]
+        ),
+        TypeError,
+        ("got function", "the loss comes first: backward(task_loss, tasks)"),
+    ),
+    "an optimizer for the parameters of tasks": (
+        lambda: torchopt.distributed.TaskParallel(
+            torchopt.Adam([torch.ones(2, requires_grad=True)])
+        ),
+        ValueError,
+        ("found none in Adam", "pass a module"),
+    ),
+    "a world without brackets": (
+        lambda: torchopt.distributed.auto_init_rpc(lambda: 3)(),  # type: ignore[call-arg]
+        TypeError,
+        ("expected a function to decorate", "@auto_init_rpc()"),
+    ),
+    "a call on all processes without brackets": (
+        lambda: torchopt.distributed.parallelize(lambda x: x)(PARAMS),  # type: ignore[arg-type]
+        TypeError,
+        ("expected a function to decorate, got dict", "@parallelize()"),
     ),
     "a norm below zero": (
         lambda: torchopt.clip_grad_norm(-1.0),

@@ -87,6 +87,21 @@ class GradientTransformation(NamedTuple):
         return call(type(self).__name__, self._asdict())
 
 
+def _no_attribute(self: GradientTransformation, name: str) -> NoReturn:
+    """Raise AttributeError, with what to use instead of the attributes of torch's optimizers."""
+    text = f"{type(self).__name__!r} object has no attribute {name!r}"
+    if name in ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict"):
+        text += (
+            "; it is a pair of functions: call update(grads, state, params=params), or use a class "
+            "with the interface of torch.optim, such as torchopt.Adam(params, lr)"
+        )
+    raise AttributeError(text, name=name, obj=self)
+
+
+# Not in the class, where type checkers would accept every name.
+GradientTransformation.__getattr__ = _no_attribute  # type: ignore[attr-defined]
+
+
 def require_transformation(value: Any, what: str, *, duck: bool = True) -> None:
     """Raise TypeError unless `value` is a gradient transformation.
 

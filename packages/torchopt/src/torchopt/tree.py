@@ -23,6 +23,7 @@ from torchopt.errors import LeafTypeError, MismatchError
 
 __all__ = [
     "PyTreeSpec",
+    "advice_for",
     "describe_mismatch",
     "first_of_another_shape",
     "flatten_up_to",
@@ -67,6 +68,8 @@ def flatten_up_to(
         (wanted, _, size), (found, _, other) = expected.partition(" "), got.partition(" ")
         if {wanted, found} == {"list", "tuple"} and size == other:
             advice = f"convert it with {wanted}(...)"
+        elif what.startswith("apply_updates") and (where, got) == ("$", "tuple of 2"):
+            advice = "unpack what update returned: updates, state = update(...)"
         raise ValueError(
             f"{what}: expected {spec_of or 'a tree'} like {_shortened(tree if spec_of else spec)}; "
             f"at {where}: expected {expected}, got {got}; {advice}"
@@ -153,15 +156,21 @@ def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) ->
     """Raise LeafTypeError if one of the leaves with these indices is not a tensor."""
     for i in present:
         if not isinstance(leaves[i], Tensor):
-            kind = type(leaves[i]).__name__
-            advice = {
-                "ndarray": "convert it with torch.from_numpy",
-                "generator": "pass a tuple of what it yields",
-                "NoneType": "pass None for its gradient as well",
-            }.get(kind, "convert it with torch.tensor, or pass None for a leaf without one")
-            if isinstance(leaves[i], nn.Module):
-                advice = "pass dict(module.named_parameters())"
-            raise LeafTypeError(i, f"{what}: expected a tensor, got {kind}; {advice}")
+            kind = f"{type(leaves[i]).__name__}; {advice_for(leaves[i])}"
+            raise LeafTypeError(i, f"{what}: expected a tensor, got {kind}")
+
+
+def advice_for(leaf: Any) -> str:
+    """Return what to pass instead of a leaf that is not a tensor."""
+    if isinstance(leaf, nn.Module):
+        return "pass dict(module.named_parameters())"
+    if callable(leaf):
+        return "call it"
+    return {
+        "ndarray": "convert it with torch.from_numpy",
+        "generator": "pass a tuple of what it yields",
+        "NoneType": "pass None for its gradient as well",
+    }.get(type(leaf).__name__, "convert it with torch.tensor, or pass None for a leaf without one")
 
 
 def require_tensor_tree(tree: Any, what: str) -> None:

@@ -12,6 +12,7 @@ from torchopt.errors import LeafTypeError, MismatchError
 from torchopt.torch_internals import overlaps_itself
 from torchopt.tree import (
     PyTreeSpec,
+    advice_for,
     describe_mismatch,
     first_of_another_shape,
     flatten_up_to,
@@ -139,7 +140,7 @@ def _require_tensors(
     for index, pair in zip(where, zip(params, updates)):
         for what, x in zip(("a parameter", "an update"), pair):
             if not isinstance(x, Tensor):
-                kind = f"{type(x).__name__}; convert it with torch.tensor"
+                kind = f"{type(x).__name__}; {advice_for(x)}"
                 if x is None:
                     kind = "None; pass the tree that the updates are for"
                 reason = f"apply_updates(params, updates): {what}: expected a tensor, got {kind}"

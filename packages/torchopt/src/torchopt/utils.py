@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, cast, overload
 
 import torch
@@ -158,6 +159,11 @@ def recover_state_dict(
                 "module; pass what extract_state_dict(optimizer) returned"
             )
         target.load_state_dict(state)
+    elif isinstance(state, (nn.Module, MetaOptimizer)):
+        raise TypeError(
+            "recover_state_dict(target, state): expected the module or the meta-optimizer first, "
+            f"got {type(target).__name__} first; exchange the two arguments"
+        )
     else:
         raise TypeError(
             f"Unexpected class of {type(target).__name__}: expected an nn.Module or a "
@@ -176,7 +182,7 @@ def stop_gradient(target: ModuleState | nn.Module | MetaOptimizer | TensorTree) 
             `ModuleState`, or a tree of tensors. Leaves such as numbers are ignored.
 
     Raises:
-        TypeError: A module or a meta-optimizer is a leaf of a tree.
+        TypeError: A module, a meta-optimizer or an iterator is a leaf of a tree.
 
     Example:
         >>> x = torch.ones(1, requires_grad=True)
@@ -196,10 +202,11 @@ def stop_gradient(target: ModuleState | nn.Module | MetaOptimizer | TensorTree) 
         detach_buffers_(target.buffers)
     else:
         for leaf in tree_leaves(target):
-            if isinstance(leaf, (nn.Module, MetaOptimizer)):
+            if isinstance(leaf, (nn.Module, MetaOptimizer, Iterator)):
                 raise TypeError(
                     f"stop_gradient: expected a tree of tensors, got one with {type(leaf).__name__}"
-                    " as a leaf; call stop_gradient for each module and optimizer"
+                    " as a leaf; call stop_gradient for each module and optimizer, and pass "
+                    "list(...) of an iterator"
                 )
         detach_tree_(target)
 
@@ -258,5 +265,9 @@ def module_clone(
         twin.state_groups = list(extract_state_dict(target, by=by, device=device))
         return twin
     if not all(isinstance(x, torch.Tensor) for x in tree_leaves(target)):
-        raise TypeError("module_clone: expected a module, a meta-optimizer or a tree of tensors")
+        leaf = next(x for x in tree_leaves(target) if not isinstance(x, torch.Tensor))
+        raise TypeError(
+            "module_clone: expected a module, a meta-optimizer or a tree of tensors, got "
+            f"{type(leaf).__name__}; copy other optimizers with copy.deepcopy"
+        )
     return tree_map(lambda x: copy_tensor(x, by, device), target)

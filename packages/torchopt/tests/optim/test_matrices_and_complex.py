@@ -89,7 +89,9 @@ def test_schedule_free_averages_can_be_taken_out() -> None:
     # z = 1 - 0.1 k, and x is their mean: 1 - 0.1 (1 + 2 + 3) / 3.
     expected = torch.tensor([0.8, -1.2], dtype=DOUBLE)
     torch.testing.assert_close(averaged_params(state, p)["w"], expected)
-    with pytest.raises(ValueError, match="expected the state of a schedule-free optimizer"):
+    with pytest.raises(
+        ValueError, match="expected the state of a schedule-free optimizer, got ScaleByAdam"
+    ):
         averaged_params(torchopt.adam().init(p), p)
 
 

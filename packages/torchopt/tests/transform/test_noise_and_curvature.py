@@ -157,7 +157,7 @@ def test_sophia_takes_curvature_from_outside() -> None:
 
     with pytest.raises(ValueError, match="expected a state for 2 leaves, got one for 1"):
         observe_curvature(state, [h, h])
-    with pytest.raises(ValueError, match="expected the state of Sophia, got another"):
+    with pytest.raises(ValueError, match="expected the state of Sophia, got ScaleByAdamState"):
         observe_curvature(torchopt.adam().init(params), {"w": h})
     for settings, message in (
         ({"rho": -1.0}, "Invalid rho value: -1"),

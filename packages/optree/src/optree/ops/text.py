@@ -134,7 +134,10 @@ def _node_to_json(
     if kind == PyTreeKind.DEFAULTDICT and node_data[0] is None:
         return ["defaultdict", _check_json_keys(node_data[1]), list(original_keys)]
     described = node_data if custom_type is None else custom_type
-    raise ValueError(f"Cannot write a PyTreeSpec node of kind {kind.name} as JSON: {described!r}.")
+    raise ValueError(
+        f"Cannot write a PyTreeSpec node of kind {kind.name} as JSON: {described!r}. "
+        "Use pickle, or a tree of plain containers."
+    )
 
 
 def treespec_loads(text: str, /) -> PyTreeSpec:

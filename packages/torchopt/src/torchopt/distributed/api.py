@@ -235,6 +235,11 @@ def _decorated(
     reducer: Any,
     timeout: Any,
 ) -> Callable[..., Any]:
+    if not callable(func):
+        raise TypeError(
+            f"parallelize(...): expected a function to decorate, got {type(func).__name__}; write "
+            "@parallelize() with its brackets"
+        )
     if partitioner is None:
         partitioner = batch_partitioner
         if reducer is None:

@@ -26,9 +26,10 @@ def checked_weights(tasks: Any, weights: Any) -> list[float] | None:
     if isinstance(tasks, Mapping) or not (
         hasattr(tasks, "__len__") and hasattr(tasks, "__getitem__")
     ):
+        advice = "the loss comes first" if callable(tasks) else "pass list(tasks)"
         raise TypeError(
             "`tasks`: expected a sequence, whose length every rank knows, got "
-            f"{type(tasks).__name__}; pass list(tasks)."
+            f"{type(tasks).__name__}; {advice}: backward(task_loss, tasks)."
         )
     if len(tasks) == 0:
         raise ValueError("`tasks`: expected at least one task, got none.")

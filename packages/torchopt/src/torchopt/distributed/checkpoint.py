@@ -126,7 +126,7 @@ class Checkpoint:
 
         Args:
             step: Number of steps done, counted from 1.
-            state: A tree of tensors, numbers, texts and states of torchopt's optimizers, such as
+            state: A tree of tensors, numbers, strings and states of torchopt's optimizers, such as
                 state dicts.
 
         Raises:

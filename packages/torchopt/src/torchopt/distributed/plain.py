@@ -28,7 +28,7 @@ def encode(step: int, state: Any) -> bytes:
     if refused:
         where = _place(state, refused[0], "$") or "$"
         raise TypeError(
-            "Checkpoint.save: expected tensors, numbers, texts, containers of them and states of "
+            "Checkpoint.save: expected tensors, numbers, strings, containers of them and states of "
             f"torchopt's optimizers, got {refused[0]} at {where}; save what it holds, or tell "
             "torch that it is safe (torch.serialization.add_safe_globals)"
         )

@@ -162,7 +162,11 @@ class TaskParallel:
         ]
         self.is_fsdp = any(_is_fsdp(part) for module in self.modules for part in module.modules())
         if not self.params:
-            raise ValueError("`params`: expected tensors that require gradients, found none.")
+            kinds = ", ".join(dict.fromkeys(type(x).__name__ for x in self._held[:4]))
+            raise ValueError(
+                "`params`: expected tensors that require gradients, found none in "
+                f"{kinds or 'an empty tree'}; pass a module, or a tree of modules and parameters."
+            )
         if schedule == "dynamic" and any(hasattr(p, "to_local") for p in self.params):
             raise ValueError(
                 "`schedule`: expected 'static' with sharded parameters, got 'dynamic'; the ranks "

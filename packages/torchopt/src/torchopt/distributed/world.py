@@ -234,7 +234,13 @@ def auto_init_rpc(
     global _worker_name_format
     _worker_name_format = worker_name_format
 
-    def decorate(main: F) -> F:
+    def decorate(main: F | None = None) -> F:
+        if main is None:
+            raise TypeError(
+                "auto_init_rpc(...): expected a function to decorate, got none; write "
+                "@auto_init_rpc() with its brackets"
+            )
+
         @record
         @functools.wraps(main)
         def wrapped(*args: Any, **kwargs: Any) -> Any:

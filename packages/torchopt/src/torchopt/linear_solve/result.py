@@ -105,9 +105,14 @@ class Solution(NamedTuple):
 
 
 def refuse_function(option: Any, solver: object, call: str) -> None:
-    """Raise TypeError if an option is a function, because solvers take functions in the call."""
+    """Raise TypeError if an option is a function or a matrix, because the call takes those."""
+    name = type(solver).__name__
+    if isinstance(option, Tensor) and option.dim():
+        raise TypeError(
+            f"{name}(...): expected options of the solver, got a tensor of shape "
+            f"{tuple(option.shape)}; write torchopt.linear_solve.linear_solve(A, b, {name}())"
+        )
     if callable(option) and not isinstance(option, Tensor):
-        name = type(solver).__name__
         raise TypeError(
             f"{name}(...): expected options of the solver, got a function; write {name}(){call}"
         )

@@ -149,7 +149,7 @@ def linear_solve(
 
     Raises:
         LinearSolveError: The solve failed and `on_fail` is "raise".
-        TypeError: A matrix and b have different dtypes.
+        TypeError: A matrix and b have different dtypes, or `solver` is not a solver.
         ValueError: b or x0 do not match the operator in structure or shapes.
 
     Example:
@@ -159,6 +159,11 @@ def linear_solve(
         >>> linear_solve(A, torch.tensor([1.0, 2.0]), CG()).value
         tensor([0.0909, 0.6364])
     """
+    if not isinstance(solver, Solver):
+        made = f"the class {solver.__name__}; call it" if isinstance(solver, type) else repr(solver)
+        raise TypeError(
+            f"linear_solve(operator, b, solver): expected a solver, such as CG(), got {made:.60}"
+        )
     if isinstance(operator, Tensor):
         casts = torch.is_autocast_enabled(operator.device.type)
         if isinstance(b, Tensor) and b.dtype != operator.dtype and not casts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,7 +15,20 @@ from torchopt.params.lineage import begin_step
 from torchopt.params.second_order import explain_no_derivative
 from torchopt.torch_internals import backward_pass, correct_second_derivatives, is_wrapped
 
-__all__ = ["gradients"]
+__all__ = ["gradients", "no_attribute"]
+
+
+def no_attribute(optimizer: object, name: str) -> NoReturn:
+    """Raise AttributeError for an optimizer whose `step` takes the loss."""
+    text = f"{type(optimizer).__name__!r} object has no attribute {name!r}"
+    if name == "zero_grad":
+        text += (
+            "; step(loss) computes the gradient itself and leaves no .grad behind: leave out "
+            "zero_grad() and backward()"
+        )
+    elif name == "param_groups":
+        text += "; to change a hyper-parameter later, pass a tensor or a schedule for it"
+    raise AttributeError(text, name=name, obj=optimizer)
 
 
 def gradients(
@@ -54,7 +67,7 @@ def gradients(
         raise NotDifferentiableError(
             "step(loss): the loss is computed under torch.func.vmap or another transform, which "
             "hides its graph from the step; use torchopt.inner_loop, or torch.func.grad with "
-            "torchopt.sgd and the like; in TaskParallel, tasks_at_once=1 works, too."
+            "torchopt.sgd and the like; in TaskParallel, use tasks_at_once=1."
         )
     used: Sequence[Tensor] = [p for p in params if p.requires_grad]
     if not used:

@@ -137,7 +137,7 @@ def averaged_params(state: Any, params: Any, *, where: Any = None) -> Any:
             leaves[i] = x
         return node
 
-    refused = "averaged_params: expected the state of a schedule-free optimizer, got another"
+    refused = "averaged_params: expected the state of a schedule-free optimizer"
     map_states(state, ScheduleFreeState, fill, refused)
     return tree_unflatten(spec, leaves)
 

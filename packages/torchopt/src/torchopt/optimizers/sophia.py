@@ -125,7 +125,7 @@ def observe_curvature(
         new = [h if x is None else moving_average(h, x, b2) for h, x in zip(old, own)]
         return node._replace(h=tree_unflatten(spec, new))
 
-    refused = "observe_curvature: expected the state of Sophia, got another"
+    refused = "observe_curvature: expected the state of Sophia"
     return map_states(state, ScaleBySophiaState, observe, refused)
 
 

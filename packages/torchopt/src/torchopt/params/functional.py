@@ -48,7 +48,8 @@ def functional_call(
         NotDifferentiableError: The module uses `torch.utils.checkpoint` with `use_reentrant=True`,
             which cannot be differentiated this way.
         RuntimeError: `strict` is True, and names are missing or unknown.
-        TypeError: A value is not a tensor, or `forward` is asynchronous.
+        TypeError: The parameters are not a mapping, a value is not a tensor, or `forward` is
+            asynchronous.
         ValueError: A name occurs in two of the mappings, or tied parameters got different tensors.
 
     Example:
@@ -63,6 +64,12 @@ def functional_call(
     )
     tensors: dict[str, Tensor] = {}
     for mapping in mappings:
+        if not isinstance(mapping, Mapping):
+            raise TypeError(
+                "functional_call(module, parameters_and_buffers, args): expected a mapping from "
+                f"names to tensors, got {type(mapping).__name__}; pass one such as "
+                "dict(module.named_parameters())"
+            )
         twice = tensors.keys() & mapping.keys()
         if twice:
             raise ValueError(f"functional_call: {sorted(twice)} occur in two of the mappings")

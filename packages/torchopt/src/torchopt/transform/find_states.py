@@ -16,9 +16,10 @@ def map_states(state: Any, kind: type, change: Callable[[Any], Any], refused: st
     """Return `state` with `change(node)` for each node of type `kind`.
 
     Raises:
-        ValueError: There is none; the message is `refused`.
+        ValueError: There is none; the message begins with `refused`.
     """
     found = False
+    others: list[str] = []
 
     def visit(node: Any) -> Any:
         nonlocal found
@@ -26,6 +27,7 @@ def map_states(state: Any, kind: type, change: Callable[[Any], Any], refused: st
             found = True
             return change(node)
         if isinstance(node, tuple) and hasattr(node, "_fields"):
+            others.append(type(node).__name__)
             return type(node)(*map(visit, node))
         if isinstance(node, (tuple, list)):
             return type(node)(map(visit, node))
@@ -35,7 +37,8 @@ def map_states(state: Any, kind: type, change: Callable[[Any], Any], refused: st
 
     changed = visit(state)
     if not found:
-        raise ValueError(refused)
+        got = " and ".join([*dict.fromkeys(others)][:3]) or type(state).__name__
+        raise ValueError(f"{refused}, got {got}; pass what its init or update returned")
     return changed
 
 

@@ -148,6 +148,11 @@ def _is_number(value: Hyper | None, what: str) -> bool:
             f"Invalid {what}: expected a number or a tensor, got a function ({kind}); a schedule "
             "goes here with torchopt.transform.inject_hyperparams(make)(..., name=schedule)"
         )
+    if hasattr(value, "get_last_lr"):
+        raise TypeError(
+            f"Invalid {what}: expected a number or a tensor, got {kind} of torch; pass one of "
+            "torchopt.schedule, or step torchopt.optim.TorchOptimizer, which takes such schedulers"
+        )
     raise TypeError(f"Invalid {what}: expected a number or a tensor, got {value!r:.80} ({kind})")
 
 

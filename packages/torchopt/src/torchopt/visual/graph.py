@@ -369,7 +369,7 @@ def make_graph(
     if not tensors:
         raise TypeError(
             f"make_dot: expected a tensor or a tree of tensors, got {type(var).__name__}; pass a "
-            "result, such as a loss, and modules or parameters as params="
+            "result, such as a loss, and dict(module.named_parameters()) as params="
         )
     builder = _Builder(
         collect_names(params, steps),

@@ -80,7 +80,8 @@ def _add_params(names: Names, params: Any) -> None:
     else:
         raise TypeError(
             "make_dot: expected params to be a mapping from names to tensors, a ModuleState, pairs "
-            f"of name and tensor, or an iterable of these; got {type(params).__name__}"
+            f"of name and tensor, or an iterable of these; got {type(params).__name__}; of a "
+            "module pass dict(module.named_parameters())"
         )
 
 

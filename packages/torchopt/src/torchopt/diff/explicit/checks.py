@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchopt.errors import NotDifferentiableError
 from torchopt.tree import tree_leaves, tree_structure
 
 __all__ = [
     "batches_of",
+    "explain_arguments",
     "leading",
     "require_count",
     "require_length",
@@ -21,6 +23,28 @@ __all__ = [
     "require_place",
     "task_count",
 ]
+
+
+def explain_arguments(loss: Callable[..., Any], count: int, error: TypeError) -> None:
+    """Raise a clear error from `error` if the loss does not take `count` arguments."""
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except ValueError:  # of a builtin
+        return
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        further = ", *meta" * (count > 2)
+        advice = "take the batch too, even if it is None"
+        if isinstance(loss, nn.Module):
+            advice = (
+                "write a function whose loss calls torchopt.params.functional_call(module, params, "
+                "inputs)"
+            )
+        raise TypeError(
+            f"inner_loop: loss: expected a function of {count} arguments, (params, batch{further})"
+            f", got {getattr(loss, '__name__', type(loss).__name__)}{signature}; {advice}."
+        ) from error
 
 
 def leading(batches: Any) -> set[int]:

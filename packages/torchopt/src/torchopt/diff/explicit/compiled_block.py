@@ -62,7 +62,7 @@ def call_compiled(
     for x in others:
         if not isinstance(x, ATOMS):
             raise NotTraceableError(
-                f"{WHERE}: expected tensors, numbers and texts as the arguments of a compiled "
+                f"{WHERE}: expected tensors, numbers and strings as the arguments of a compiled "
                 f"block, got a {type(x).__name__}; {WORDS.way_out}."
             )
 

@@ -15,7 +15,12 @@ from torchopt.diff.differences import Differences, Judge
 from torchopt.diff.engine import Engine
 from torchopt.diff.explicit.blocks import find_blocks
 from torchopt.diff.explicit.call import Call, make_inputs
-from torchopt.diff.explicit.checks import batches_of, require_count, task_count
+from torchopt.diff.explicit.checks import (
+    batches_of,
+    explain_arguments,
+    require_count,
+    task_count,
+)
 from torchopt.diff.explicit.dispatch import run_call
 from torchopt.diff.explicit.options import TRACED, require_options
 from torchopt.diff.explicit.repeated import Given, Repetitions
@@ -126,9 +131,14 @@ class Explicit(Engine):
             ValueError: The number of batches is not the number of steps, or tensors differ in the
                 number of tasks.
         """
-        found: InnerResult = checked(
-            self, (params, batch, *meta), {"batches": batches, "state": state, **hypers}
-        )
+        try:
+            found: InnerResult = checked(
+                self, (params, batch, *meta), {"batches": batches, "state": state, **hypers}
+            )
+        except TypeError as error:
+            if callable(self.loss):
+                explain_arguments(self.loss, 2 + len(meta), error)
+            raise
         return found
 
     def run_inner(

@@ -161,10 +161,16 @@ def as_directions(distribution: Any) -> Directions:
             `Gaussian()`; any other scalar torch distribution has independent entries.
 
     Raises:
-        TypeError: `distribution` is none of the three.
+        TypeError: `distribution` is none of the three, or a class.
     """
     if isinstance(distribution, Directions):
         return distribution
+    if isinstance(distribution, type):
+        name = distribution.__name__
+        raise TypeError(
+            f"`distribution`: expected an object that draws, got the class {name}; make one, such "
+            "as torch.distributions.Normal(0.0, 1.0)."
+        )
     if _is_standard_normal(distribution):
         return Gaussian()
     if isinstance(distribution, torch.distributions.Distribution):

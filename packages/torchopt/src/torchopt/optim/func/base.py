@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.optim.base import require_distinct
-from torchopt.optim.gradients import gradients
+from torchopt.optim.gradients import gradients, no_attribute
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
 from torchopt.optim.states import StepLock, fitted_state
 from torchopt.optimizers.short import short_step
 from torchopt.params.lineage import descend
-from torchopt.tree import tree_flatten, tree_leaves, tree_paths, tree_unflatten
+from torchopt.tree import (
+    require_tensor_tree,
+    tree_flatten,
+    tree_leaves,
+    tree_paths,
+    tree_unflatten,
+)
 from torchopt.typing import OptState, Params
 from torchopt.update import apply_updates, writable
 
@@ -62,6 +68,9 @@ class FuncOptimizer:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.impl!r})"
 
+    if not TYPE_CHECKING:  # type checkers would accept every name
+        __getattr__ = no_attribute
+
     def step(self, loss: Tensor, params: Params, inplace: bool | None = None) -> Params:
         """Return the parameters after one step on `loss`.
 
@@ -72,7 +81,7 @@ class FuncOptimizer:
             inplace: Overrides the default given to the constructor.
 
         Raises:
-            TypeError: `loss` is not a tensor.
+            TypeError: `loss` is not a tensor, or a parameter is not.
             ValueError: `loss` is not a scalar, a parameter occurs twice, or the loaded state is
                 that of another optimizer or of other parameters.
             NotDifferentiableError: `loss` depends on none of the parameters.
@@ -91,7 +100,11 @@ class FuncOptimizer:
         names = [str(path) for path in tree_paths(params)]
         require_distinct(leaves, names)
         keep_graph = not inplace and torch.is_grad_enabled()
-        grads = gradients(loss, leaves, names, create_graph=keep_graph)
+        try:
+            grads = gradients(loss, leaves, names, create_graph=keep_graph)
+        except AttributeError:
+            require_tensor_tree(params, "step(loss, params): a parameter")
+            raise
         found = None if inplace else short_step(self.impl, leaves, grads, state)
         if found is not None:
             stepped: Any = tree_unflatten(spec, found[0])

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
-from torchopt.optim.gradients import gradients
+from torchopt.optim.gradients import gradients, no_attribute
 from torchopt.optim.named_state import StateGroups
 from torchopt.optim.states import StepLock
 from torchopt.optimizers.short import next_params
@@ -122,6 +122,9 @@ class MetaOptimizer(StateGroups):
     def __repr__(self) -> str:
         modules = ", ".join(type(module).__name__ for module in self._modules)
         return f"{type(self).__name__}({modules}, {self.impl!r})"
+
+    if not TYPE_CHECKING:  # type checkers would accept every name
+        __getattr__ = no_attribute
 
     def step(self, loss: Tensor) -> None:
         """Replace the parameters of the modules by the parameters after one step on `loss`.
