@@ -204,6 +204,40 @@ def test_layouts_that_cannot_be_stepped_in_one_pass_are_still_stepped() -> None:
         torch.testing.assert_close(p.detach(), want, rtol=1e-15, atol=1e-15)
 
 
+LAYOUTS = {
+    "transposed": lambda x: x.transpose(0, 3).contiguous().transpose(0, 3),
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "strided": lambda x: torch.stack([x, -x], -1)[..., 0],
+    "negated": lambda x: torch._neg_view(-x),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["classic", "functional"])
+def test_a_step_in_place_does_not_depend_on_the_layout(layout: str, kind: str) -> None:
+    """Two tensors of the same values but other strides take the same steps, states included."""
+    generator = torch.Generator().manual_seed(5)
+    start, *grads = torch.randn(4, 2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    ends = []
+    for change in (LAYOUTS[layout], torch.Tensor.clone):
+        p = change(start).requires_grad_()
+        assert p.is_contiguous() == (change is torch.Tensor.clone or layout == "negated")
+        impl = torchopt.adam(0.1, weight_decay=0.1, use_accelerated_op=True)
+        if kind == "classic":
+            optimizer = Optimizer([p], impl)
+            for g in grads:
+                p.grad = g.clone()
+                optimizer.step()
+            state = optimizer.state_groups[0]
+        else:
+            state = impl.init((p.detach(),))
+            for g in grads:
+                updates, state = impl.update((g,), state, params=(p.detach(),), inplace=True)
+                p.data.add_(updates[0])
+        ends.append([p.detach().resolve_neg(), *tree_leaves(state)])
+    torch.testing.assert_close(*ends, rtol=1e-13, atol=1e-13, check_stride=False)
+
+
 def test_shared_memory_is_not_stepped_in_parallel() -> None:
     p = torch.ones(4)
     cache = StepCache()

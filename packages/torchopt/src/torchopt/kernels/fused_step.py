@@ -117,19 +117,15 @@ class StepCache:
             if (
                 x.dtype != params[0].dtype
                 or x.device != params[0].device
-                or not x.is_contiguous()
-                or x.is_neg()
                 or x.is_inference()
                 or is_watched(x)
             ):
                 return unavailable("a tensor cannot be stepped with the others, or is watched")
         if any(x.requires_grad for role in states for x in role):
             return unavailable("a state requires a gradient")
-        if not _C.are_disjoint(self.written):
-            return unavailable("tensors share memory, which would be stepped twice")
-        try:
+        try:  # refuses layouts that the kernels cannot read, and memory that is stepped twice
             self.plan = _C.StepPlan(rule.name, list(params), list(states))
-        except ValueError as error:  # a kind of memory that the kernels cannot read
+        except ValueError as error:
             return unavailable(str(error))
         self.rule, self.params, self.states = rule, params, states
         return None
