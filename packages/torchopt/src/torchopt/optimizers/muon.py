@@ -12,7 +12,6 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.kernels.native import is_writable
 from torchopt.optimizers.adam import adamw
 from torchopt.optimizers.rule import Hyper, Rule, fraction
 from torchopt.optimizers.sgd import TraceState
@@ -58,8 +57,7 @@ class Average(Rule):
         t = torch._foreach_lerp(list(grads), old, weight)
         if self.nesterov:
             return list(torch._foreach_lerp(list(grads), t, weight)), [list(t)]
-        written = inplace and all(map(is_writable, old))
-        return list(t) if written else [x.clone() for x in t], [list(t)]
+        return list(t), [list(t)]  # what follows, `orthogonalize`, makes new updates
 
 
 def _labels(params: Any) -> Any:
