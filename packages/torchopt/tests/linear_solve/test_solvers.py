@@ -259,7 +259,9 @@ def test_nystrom_flattens_a_decaying_spectrum():
     )
     assert better.stats.condition < 28 < 1e5 < plain.stats.condition
     assert 3 * better.stats.iterations < plain.stats.iterations
-    torch.testing.assert_close(better.value, plain.value, rtol=1e-4, atol=1e-4)
+    # Each is off by its residual over the smallest eigenvalue, the ridge.
+    off = torch.linalg.vector_norm(better.value - plain.value)
+    assert off <= 2 * 1e-8 / ridge * torch.linalg.vector_norm(vector(n=n))
 
 
 def test_nystrom_of_full_rank_is_the_inverse_up_to_a_factor():

@@ -323,8 +323,10 @@ def test_a_gradient_may_be_narrower_than_its_parameter(name: str, make: Any) -> 
             narrow = [g.to(dtype) for g in grads]
             updates, state = optimizer.update(narrow, state, params=params, inplace=False)
             found.append([u.double() for u in updates])
+    # Products of gradients, and the iterations of matrices, are rounded to float32 first.
     for narrow, wide in zip(found[:3], found[3:]):
-        torch.testing.assert_close(narrow, wide, rtol=1e-3, atol=1e-5)
+        for x, y in zip(narrow, wide):
+            torch.testing.assert_close(x, y, rtol=0, atol=1e-6 * float(y.abs().max()))
 
 
 @pytest.mark.parametrize("name", sorted(alias.__all__))

@@ -14,7 +14,8 @@ from torch import Tensor
 import torchopt
 from torchopt.errors import MismatchError, NotDifferentiableError
 from torchopt.optimizers import stages
-from torchopt.tree import tree_leaves
+from torchopt.transform.in_8_bits import Quantized, dequantize, quantize
+from torchopt.tree import tree_leaves, tree_map
 
 
 def trained(dtype: torch.dtype, **options: bool) -> tuple[Tensor, torchopt.Optimizer]:
@@ -43,9 +44,34 @@ def test_states_are_in_8_bits_and_steps_are_close() -> None:
     (state,) = optimizer.state_groups
     bytes_ = [x for x in tree_leaves(state) if isinstance(x, Tensor) and x.dtype == torch.uint8]
     assert [x.numel() for x in bytes_] == [5000, 5000]
-    # 100 steps of 1e-4, of which less than a tenth is rounding.
-    torch.testing.assert_close(coded, plain, rtol=0, atol=1e-3)
+    # After 100 steps of up to 1e-4: what a code is off by, 7 % at most and 2 % on average, adds up
+    # where the same one is kept, as that of a second moment is.
+    off = (coded - plain).abs()
+    assert off.max() < 5e-4
+    assert off.mean() < 1e-4
     assert not torch.equal(coded, plain)
+
+
+def test_a_coded_step_is_a_step_of_the_decoded_states() -> None:
+    size, inner = 32, torchopt.adam(0.1)
+    generator = torch.Generator().manual_seed(0)
+    start, *grads = torch.randn(4, 100, generator=generator, dtype=torch.float64)
+    optimizer = torchopt.transform.in_8_bits(inner, block_size=size, min_size=1)
+    state, plain = optimizer.init(start), inner.init(start)
+
+    def is_coded(x: Any) -> bool:
+        return isinstance(x, Quantized)
+
+    for g in grads:
+        updates, state = optimizer.update(g, state, params=start, inplace=False)
+        expected, plain = inner.update(g, plain, params=start, inplace=False)
+        torch.testing.assert_close(updates, expected, rtol=1e-12, atol=0)
+        coded = tree_map(lambda x: quantize(x, size) if x.numel() > 1 else x, plain)
+        for x, y in zip(tree_leaves(state), tree_leaves(coded), strict=True):
+            assert torch.equal(x, y)
+        plain = tree_map(
+            lambda x: dequantize(x, size) if is_coded(x) else x, coded, is_leaf=is_coded
+        )
 
 
 LEARNED: dict[str, Any] = {

@@ -160,18 +160,29 @@ MIXED = {
 }
 
 
+EPS = torch.finfo(torch.float32).eps
+# By how much x = 2 may be off, where the slope of the equation is 12, and that of the maps is 1.
+OFF = {
+    **dict.fromkeys(("custom_root", "custom_fixed_point"), EPS),
+    **dict.fromkeys(("FixedPointIteration", "Anderson", "Broyden"), EPS**0.5),
+    "Newton": EPS**0.5 / 12,
+    **dict.fromkeys(("LBFGS", "NewtonCG"), 1e-5 / 12),
+}
+
+
 @pytest.mark.parametrize("name", sorted(MIXED))
 def test_unknowns_in_float32_and_arguments_in_float64(name):
-    solve = MIXED[name]
+    """The derivatives are 1 / (3 x^2) and -2 / (9 x^5), where x is the solution that was found."""
+    solve, off = MIXED[name], OFF[name] / 2 + 4 * EPS
     value, pushed = jvp(solve, (A64,), (torch.ones_like(A64),))
     assert value.dtype == pushed.dtype == torch.float32
-    torch.testing.assert_close(value, torch.tensor([2.0]), rtol=1e-3, atol=0)
-    torch.testing.assert_close(pushed, torch.tensor([1 / 12]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(value, torch.tensor([2.0]), rtol=off, atol=0)
+    torch.testing.assert_close(pushed, torch.tensor([1 / 12]), rtol=2.01 * off, atol=0)
     pulled = grad(lambda a: solve(a).sum())(A64)
     assert pulled.dtype == D
-    torch.testing.assert_close(pulled, torch.tensor([1 / 12], dtype=D), rtol=1e-3, atol=0)
+    torch.testing.assert_close(pulled, torch.tensor([1 / 12], dtype=D), rtol=2.01 * off, atol=0)
     second = hessian(lambda a: solve(a).sum())(A64)
-    torch.testing.assert_close(second, torch.tensor([[-1 / 144]], dtype=D), rtol=1e-3, atol=0)
+    torch.testing.assert_close(second, torch.tensor([[-1 / 144]], dtype=D), rtol=5.05 * off, atol=0)
 
 
 # --- roots inside roots ------------------------------------------------------------------------
