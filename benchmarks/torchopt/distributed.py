@@ -44,7 +44,6 @@ import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -57,12 +56,11 @@ from torch import Tensor
 
 import torchopt
 import torchopt.distributed as todist
+from benchmarks.harness.examples import load_example
 from benchmarks.harness.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "packages" / "torchopt" / "examples"))
-
-from maml_digits import Learner, Params, TaskSampler  # noqa: E402
+Params = dict[str, Tensor]
 
 RESULTS = ROOT / "benchmarks" / "results" / "torchopt_distributed.json"
 
@@ -107,12 +105,13 @@ class Problem:
         if self.device.type == "cuda":
             self.device = torch.device("cuda", todist.get_local_rank())
             torch.cuda.set_device(self.device)
-        self.learner = Learner(setting.width)
+        example = load_example("maml_digits")
+        self.learner = example.Learner(setting.width)
         start = self.learner.fresh_params(0)
         self.params = {k: p.to(self.device).requires_grad_() for k, p in start.items()}
         self.inner = torchopt.sgd(0.1)
         self.outer = torchopt.Adam(self.params.values(), lr=1e-3)
-        self.sampler = TaskSampler("train", 1)
+        self.sampler = example.TaskSampler("train", 1)
 
     def draw(self) -> list[tuple[Tensor, ...]]:
         drawn = self.sampler.draw(self.setting.tasks, self.setting.queries).tensors()
