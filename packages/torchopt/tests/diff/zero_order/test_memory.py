@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchopt.diff.zero_order import Gaussian, ZeroOrder, seed_replay, zero_order
+from torchopt.diff.zero_order import Gaussian, ZeroOrder, evaluator, seed_replay, zero_order
 from torchopt.diff.zero_order import evaluate as zo_evaluate
 from torchopt.diff.zero_order import low_rank as zo_low_rank
 from torchopt.diff.zero_order.low_rank import LowRank
@@ -102,3 +102,28 @@ def test_the_default_chunk_is_bounded(module: Any, monkeypatch: pytest.MonkeyPat
     # 192 directions of D floats more, or 16 times as many of 299 each
     more = 4 * (192 * D if module is zo_evaluate else 192 * 16 * 299)
     assert peaks[1] - peaks[0] < 0.3 * more
+
+
+def test_points_in_several_groups_have_the_losses_of_a_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each group draws the same numbers inside of the function, and gets its own scratch."""
+    monkeypatch.setattr(evaluator, "ENTRIES", 12)
+    monkeypatch.setattr(evaluator, "LEAST_ROWS", 2)
+    groups = []
+
+    def loss(x: Tensor, scratch: Tensor) -> Tensor:
+        groups.append(1)
+        scratch.add_(x)
+        return (scratch * torch.rand(3, dtype=x.dtype)).sum() ** 2
+
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    scratch = torch.ones(3, dtype=torch.float64)
+    before = torch.get_rng_state()
+    found = evaluator.Evaluator(True)(loss, [points], [scratch], 5)
+    assert len(groups) == 4  # of two points of six entries each
+    expected = evaluator.Evaluator(False)(loss, [points], [scratch], 5)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    assert torch.equal(scratch, torch.ones(3, dtype=torch.float64))
+    assert torch.equal(torch.get_rng_state(), before)

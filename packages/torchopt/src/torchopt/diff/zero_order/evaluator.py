@@ -14,6 +14,10 @@ from torchopt.diff.zero_order.directions import common_draws
 
 __all__ = ["Evaluator"]
 
+# A vmap takes points of about this many entries together, but not fewer than so many points: its
+# intermediate results then stay in the caches of the processor, and a call of it costs little.
+ENTRIES, LEAST_ROWS = 2**20, 32
+
 
 @dataclass
 class Evaluator:
@@ -73,11 +77,18 @@ class Evaluator:
         fn: Callable[..., Tensor], points: Sequence[Tensor], scratch: Sequence[Tensor], seed: int
     ) -> Tensor:
         n = len(points[0])
-        copies = [x.expand(n, *x.shape).clone() for x in scratch]
+        entries = sum(x[0].numel() for x in points) + sum(x.numel() for x in scratch)
+        most = max(LEAST_ROWS, ENTRIES // max(1, entries))
+        rows = -(-n // -(-n // most))  # about equally many in each
         batched = torch.func.vmap(fn, randomness="same")
-        with common_draws(seed, points):
-            losses: Tensor = batched(*points, *copies)
-        return losses
+        losses: list[Tensor] = []
+        with common_draws(seed, points) as seed_all:
+            for parts in zip(*(x.split(rows) for x in points)):
+                if losses:
+                    seed_all(seed)
+                copies = [x.expand(len(parts[0]), *x.shape).clone() for x in scratch]
+                losses.append(batched(*parts, *copies))
+        return losses[0] if len(losses) == 1 else torch.cat(losses)
 
     @staticmethod
     def _loop(
