@@ -40,7 +40,7 @@ def marks_of(member: Any) -> set[CodeType | str]:
     found = inspect.unwrap(member)
     if isinstance(found, type):
         return {code for own in vars(found).values() for code in codes_of(own)}
-    codes = set(codes_of(found))
+    codes: set[CodeType | str] = set(codes_of(found))
     return codes or {f"<built-in method {found.__module__}.{found.__name__}>"}
 
 
