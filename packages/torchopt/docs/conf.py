@@ -105,7 +105,13 @@ def without_repetition(
     function = FUNCTIONS.get(name.rpartition(".")[2])
     if what == "class" and function is not None:
         text = f"For equation, arguments and references see `torchopt.alias.{function}`."
-        lines[1:] = ["", text]
+        lines[1:] = [text]
+
+
+def without_base(app: Any, name: str, member: object, options: object, bases: list[type]) -> None:
+    """Drop the base class of a class of optimizers, which its sentence names."""
+    if name.rpartition(".")[2] in FUNCTIONS:
+        bases[:] = [object]
 
 
 FUNCTIONS = {
@@ -146,5 +152,6 @@ def setup(app: Any) -> None:
     """Connect the handlers; `plain_text` runs before napoleon reads the sections."""
     app.connect("autodoc-process-docstring", without_repetition, priority=50)
     app.connect("autodoc-process-docstring", plain_text, priority=100)
+    app.connect("autodoc-process-bases", without_base)
     app.connect("autodoc-skip-member", is_field_of_a_tuple)
     manual.reference.setup(app)
