@@ -132,7 +132,7 @@ CONSTANTS: dict[str, Callable[[Tensor], Tensor]] = {
     "a gradient with a graph": slope_with_graph,
     "no_grad in a checkpoint": lambda y: checkpoint(without_grad, y, use_reentrant=False),
 }
-# Its backward pass reads tensors without tangents, unless it creates a graph.
+# Its backward pass reads tensors without tangents or has no forward mode, unless it has a graph.
 KEPT: dict[str, Callable[[Tensor], Tensor]] = {
     "solve": lambda y: torch.linalg.solve(y + 3 * EYE, EYE[0]),
     "det": lambda y: torch.linalg.det(y + 3 * EYE),
@@ -140,6 +140,9 @@ KEPT: dict[str, Callable[[Tensor], Tensor]] = {
     "logdet": lambda y: torch.logdet(y + 3 * EYE),
     "tensorsolve": lambda y: torch.linalg.tensorsolve(y + 3 * EYE, EYE[1]),
     "cumprod": lambda y: torch.cumprod(y * (1 - EYE), 0) + torch.cumprod(y, 1),
+    "silu": torch.nn.functional.silu,
+    "mish": torch.nn.functional.mish,
+    "group norm": lambda y: torch.nn.functional.group_norm(y, 1),
 }
 WAYS: list[dict[str, Any]] = [
     {"derivative": "mixed"},

@@ -19,13 +19,17 @@ from torchopt.tree import is_smooth
 
 __all__ = ["Slope", "dual_gradient", "forward_mode_explained", "tangent_of"]
 
-# Backward functions of torch that use a saved result without a tangent, such as the factors of a
-# matrix, unless the backward pass creates a graph.
+# Backward functions of torch that have a right forward mode only if the backward pass creates a
+# graph. Otherwise they use a saved result without a tangent, such as the factors of a matrix, or
+# run a kernel without forward mode.
 _WITH_GRAPH = {
     "CumprodBackward0",
     "LinalgDetBackward0",
     "LinalgSlogdetBackward0",
     "LinalgSolveExBackward0",
+    "MishBackward0",
+    "NativeGroupNormBackward0",
+    "SiluBackward0",
 }
 # Backward functions whose tangent is always wrong, and what to use instead.
 _WRONG = {
