@@ -31,6 +31,7 @@ from torchopt.params.recording import (
     node_name,
     projection,
 )
+from torchopt.torch_internals import forward_mode
 from torchopt.tree import tree_flatten, tree_unflatten
 
 __all__ = ["Disagreement", "Line", "SecondDerivatives"]
@@ -44,7 +45,8 @@ class SecondDerivatives:
 
     Attributes:
         reverse: From reverse over reverse mode, as in a meta-gradient.
-        forward: From forward over reverse mode; None if it was not requested.
+        forward: From forward over reverse mode; None if it was not requested, or if torch refuses
+            it, which a warning reports.
         difference: From central differences of the gradient; None if they could not be computed,
             which a warning reports.
         uncertainty: The absolute difference between two central differences whose steps differ by
@@ -227,7 +229,7 @@ class Line:
 
     def forward(self) -> list[float]:
         """Return the derivatives of all records along the line, from forward mode."""
-        with forward_ad.dual_level():
+        with forward_mode():
             points = [
                 forward_ad.make_dual(x, d) + 0 * self._epsilon.to(x.device)
                 for x, d in zip(self.start, self.direction)
@@ -295,7 +297,7 @@ def _is_wrong_inside(func: Callable[..., Any], given: Any) -> bool:
     points, directions, others = ([drawn(x) for x in given] for _ in "123")
 
     def tangent(step: Tensor | float) -> Any:
-        with forward_ad.dual_level():
+        with forward_mode():
             duals = (
                 forward_ad.make_dual(x + step * d, o) for x, d, o in zip(points, directions, others)
             )

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
 from torchopt.params.doctor import Disagreement, Line, SecondDerivatives
 from torchopt.params.lineage import graph_nodes
 from torchopt.params.recording import NotJudgedError
-from torchopt.tree import tree_flatten, tree_unflatten
+from torchopt.torch_internals import forward_mode
+from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 
 __all__ = [
     "SecondDerivatives",
@@ -30,15 +32,18 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"scaled_dot_product|ScaledDotProduct|_flash_attention|_efficient_attention",
         "run the model under torch.nn.attention.sdpa_kernel("
-        "torch.nn.attention.SDPBackend.MATH), whose kernel is made of differentiable operations",
+        "torch.nn.attention.SDPBackend.MATH), whose kernel is made of differentiable operations; "
+        "torchopt.inner_loop replaces it by itself",
     ),
     (
         r"mkldnn_rnn|MkldnnRnn",
-        "run the model under torch.backends.mkldnn.flags(enabled=False)",
+        "run the model under torch.backends.mkldnn.flags(enabled=False); torchopt.inner_loop does "
+        "so by itself",
     ),
     (
         r"cudnn|CudnnRnn",
-        "run the model under torch.backends.cudnn.flags(enabled=False)",
+        "run the model under torch.backends.cudnn.flags(enabled=False); torchopt.inner_loop does "
+        "so by itself",
     ),
     (
         r"_thnn_fused|_fused_",
@@ -49,11 +54,10 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "write the backward of the autograd.Function in differentiable operations and drop "
         "@once_differentiable",
     ),
-    (
-        r"saved tensor hooks|checkpoint",
-        "call the model without activation checkpointing inside torch.func transforms, or "
-        "differentiate with torch.autograd.grad",
-    ),
+    (r"use_reentrant", "call torch.utils.checkpoint with use_reentrant=False"),
+    (r"hardsigmoid", "write relu6(x + 3) / 6"),
+    (r"embedding_bag", "use an nn.Embedding, and the sum or the mean of its rows"),
+    (r"_[cp]dist", "write the distances out: (x[:, None] - y).norm(dim=-1)"),
     (
         r"ZeroTensors are immutable",
         "write the loss in elementary operations, such as (x - y).square().mean() for mse_loss",
@@ -75,16 +79,37 @@ _OPERATION = re.compile(
 )
 
 
-def _explain(mode: str, error: Exception) -> NotDifferentiableError:
+def _named(error: Exception) -> tuple[str, str | None, str]:
+    """Return the operation that torch refuses, a remedy if one is known, and torch's message."""
     text = str(error)
     found = _OPERATION.search(text)
     operation = next((g for g in found.groups() if g), None) if found else None
     remedy = next((r for pattern, r in REMEDIES if re.search(pattern, text)), None)
+    said = text.splitlines()[0] if text else type(error).__name__
+    return operation or "an operation", remedy, said
+
+
+def _missing(error: Exception) -> NotDifferentiableError:
+    operation, remedy, said = _named(error)
+    remedy = remedy or (
+        'write it in other operations, or use an inner loop with derivative="differences", which '
+        "needs first derivatives only"
+    )
     return NotDifferentiableError(
-        f"check_second_order: the loss cannot be differentiated twice ({mode}): "
-        f"{operation or 'an operation'} has no second derivative. "
-        + (f"Remedy: {remedy}. " if remedy else "")
-        + f"torch says: {text.splitlines()[0] if text else type(error).__name__}"
+        "check_second_order: the loss cannot be differentiated twice (reverse over reverse mode): "
+        f"{operation} has no second derivative. Remedy: {remedy}. torch says: {said}"
+    )
+
+
+def _warn_of_mode(error: Exception) -> None:
+    operation, remedy, said = _named(error)
+    warnings.warn(
+        "check_second_order: the second derivative exists, but torch refuses to compute it in "
+        f"forward over reverse mode, because of {operation}. Nothing is wrong in reverse over "
+        f"reverse mode. Remedy, if you need the other one: {remedy or 'use another operation'}. "
+        f"torch says: {said}",
+        SecondDerivativeWarning,
+        stacklevel=4,
     )
 
 
@@ -179,13 +204,17 @@ def _judge(loss: Callable[[Any], Tensor], params: Any) -> Line | None:
         line = Line(loss, params)
         _refuse(line.disagreement(), "reverse over reverse mode")
     except NotJudgedError as reason:
-        warnings.warn(
-            f"check_second_order: the derivatives exist; their values were not checked: {reason}",
-            SecondDerivativeWarning,
-            stacklevel=3,
-        )
+        _warn_of_values(reason)
         return None
     return line
+
+
+def _warn_of_values(reason: NotJudgedError) -> None:
+    warnings.warn(
+        f"check_second_order: the derivatives exist; their values were not checked: {reason}",
+        SecondDerivativeWarning,
+        stacklevel=4,
+    )
 
 
 def _refuse(wrong: Disagreement | None, mode: str) -> None:
@@ -226,21 +255,23 @@ def check_second_order(
         loss: A 0-dim tensor with a graph, or a function of the parameters that returns one. For a
             tensor, only the existence of the derivative in reverse over reverse mode is checked.
         params: A tree of tensors that require a gradient.
-        forward: Whether to check forward over reverse mode too, if `loss` is a function.
+        forward: Whether to check forward over reverse mode too, if `loss` is a function. It is the
+            mode of an inner loop with `derivative="mixed"`.
 
     Returns:
-        For a function, the product u · H v from each of the ways. None for a tensor, and if the
-        values could not be checked.
+        For a function, the product u · H v from each of the ways; the one from forward mode is None
+        if torch refuses that. None for a tensor, and if the values could not be checked.
 
     Raises:
-        NotDifferentiableError: There is no second derivative, or it is wrong; the message names the
-            operation, the mode, and the remedy. Or the loss has no graph, or depends on none of the
-            parameters.
+        NotDifferentiableError: There is no second derivative, or it is wrong in one of the modes;
+            the message names the operation, the mode, and the remedy. Or the loss has no graph, or
+            depends on none of the parameters.
         TypeError: `loss` is neither a tensor nor a function.
 
     Warns:
         SecondDerivativeWarning: The derivatives exist, but their values cannot be checked: the loss
-            does not run in float64, returns another value at each call, or is not finite.
+            does not run in float64, returns another value at each call, or is not finite. Or torch
+            refuses forward over reverse mode, where nothing can be wrong, as an error is raised.
 
     Example:
         >>> w = torch.ones(2, requires_grad=True)
@@ -265,36 +296,39 @@ def check_second_order(
     except NotDifferentiableError:
         raise
     except (RuntimeError, NotImplementedError) as error:
-        raise _explain("reverse over reverse mode", error) from error
+        raise _missing(error) from error
     if isinstance(loss, Tensor):
         return None
     line = _judge(loss, params)
     if not forward:
         return line.summary(None) if line else None
-    _forward_over_reverse(loss, leaves, spec)
+    slopes = _forward(loss, leaves, spec, line)
     if line is None:
         return None
-    try:
-        slopes = line.forward()
-    except (RuntimeError, NotImplementedError) as error:
-        raise _explain("forward over reverse mode", error) from error
-    _refuse(line.disagreement(slopes), "forward over reverse mode")
+    if slopes is not None:
+        _refuse(line.disagreement(slopes), "forward over reverse mode")
     return line.summary(slopes)
 
 
-def _forward_over_reverse(
-    loss: Callable[[Any], Tensor], leaves: Sequence[Tensor], spec: Any
-) -> None:
-    def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
-        def of_tuple(inputs: tuple[Tensor, ...]) -> Tensor:
-            return loss(tree_unflatten(spec, inputs))
-
-        return tuple(torch.func.grad(of_tuple)(tensors))
-
-    detached = tuple(x.detach() for x in leaves)
+def _forward(
+    loss: Callable[[Any], Tensor], leaves: Sequence[Any], spec: Any, line: Line | None
+) -> list[float] | None:
+    """Return the derivatives along the line by forward mode; None if there is none to compare."""
     try:
-        torch.func.jvp(gradient, detached, tuple(torch.ones_like(x) for x in detached))
+        _forward_over_reverse(loss, leaves, spec)
+        return None if line is None else line.forward()
+    except NotJudgedError as reason:
+        _warn_of_values(reason)
     except (RuntimeError, NotImplementedError) as error:
-        # torch.func refuses buffers that a module updates in place; the derivative exists.
-        if "attempted to call in-place operation" not in str(error):
-            raise _explain("forward over reverse mode", error) from error
+        _warn_of_mode(error)
+    return None
+
+
+def _forward_over_reverse(loss: Callable[[Any], Tensor], leaves: Sequence[Any], spec: Any) -> None:
+    """Take a gradient with a tangent as `derivative="mixed"` does."""
+    with torch.enable_grad(), forward_mode():
+        points = [x.detach().requires_grad_() if is_smooth(x) else x for x in leaves]
+        smooth = [x for x in points if is_smooth(x)]
+        duals = [forward_ad.make_dual(x, torch.ones_like(x)) if is_smooth(x) else x for x in points]
+        value = loss(tree_unflatten(spec, duals))
+        torch.autograd.grad(value, smooth, create_graph=True, allow_unused=True)
