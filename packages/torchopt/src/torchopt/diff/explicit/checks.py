@@ -21,7 +21,6 @@ __all__ = [
     "require_no_differences",
     "require_no_iterable",
     "require_place",
-    "task_count",
 ]
 
 
@@ -127,26 +126,3 @@ def require_no_differences(call: Any, expected: str) -> None:
             "gradients have no derivative of their own. Use 'reverse' or 'mixed' there, and "
             "tasks= instead of vmap."
         )
-
-
-def task_count(inputs: Any, fields: dict[str, Any]) -> int:
-    """Return the number of tasks of the inputs."""
-    by_step = {h.index for h in fields["batches"][0].holes() if h.by_step}
-    sizes: dict[int, tuple[int, ...]] = {}
-    for i, (x, dim) in enumerate(zip(inputs.tensors, inputs.dims)):
-        if dim is None:
-            continue
-        shape = x.shape[1:] if i in by_step else x.shape
-        if not -len(shape) <= dim < len(shape):
-            raise ValueError(
-                f"inner_loop: tasks: expected a tensor with a dimension {dim} for the tasks, got "
-                f"one of shape {tuple(shape)}."
-            )
-        sizes.setdefault(shape[dim], tuple(shape))
-    if len(sizes) != 1:
-        shown = " and ".join(f"{n} (of shape {s})" for n, s in list(sizes.items())[:2])
-        raise ValueError(
-            "inner_loop: tasks: expected the same number of tasks in every tensor that has a "
-            f"dimension of them, got {shown or 'no such tensor'}."
-        )
-    return int(next(iter(sizes)))

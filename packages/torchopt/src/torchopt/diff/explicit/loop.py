@@ -15,16 +15,12 @@ from torchopt.diff.differences import Differences, Judge
 from torchopt.diff.engine import Engine
 from torchopt.diff.explicit.blocks import find_blocks
 from torchopt.diff.explicit.call import Call, make_inputs
-from torchopt.diff.explicit.checks import (
-    batches_of,
-    explain_arguments,
-    require_count,
-    task_count,
-)
+from torchopt.diff.explicit.checks import batches_of, explain_arguments, require_count
 from torchopt.diff.explicit.dispatch import run_call
 from torchopt.diff.explicit.options import TRACED, require_options
 from torchopt.diff.explicit.repeated import Given, Repetitions
 from torchopt.diff.explicit.stepper import Memory
+from torchopt.diff.explicit.tasks import task_count
 from torchopt.diff.problem import require_verify
 from torchopt.diff.sealed import EXCHANGED, are_plain, is_sealed_without
 from torchopt.diff.verify import Verify, VerifyReport, checked

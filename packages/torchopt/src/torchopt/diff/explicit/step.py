@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +20,10 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.diff.closure import require_arguments, unseen
 from torchopt.diff.explicit.call import Call, Hole
+from torchopt.diff.explicit.tasks import batched, tasks_in_front
 from torchopt.diff.twice_differentiable import TwiceDifferentiable, require_second_derivatives
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import backward_pass, gradient_in_transform, vmap_lists
+from torchopt.torch_internals import backward_pass, gradient_in_transform
 from torchopt.tree import PyTreeSpec, is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_transforming
 from torchopt.update import apply_updates
@@ -113,32 +114,6 @@ class Aux:
         return [x for x in self.leaves if is_smooth(x)]
 
 
-class _Batched:
-    """A function of lists of leaves under vmap; other leaves than tensors bypass vmap."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self._form: tuple[list[Any], PyTreeSpec]
-
-    def __call__(self, leaves: Sequence[Any], dims: Sequence[Any]) -> Any:
-        where = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-
-        def of_tensors(tensors: list[Tensor]) -> list[Tensor]:
-            filled = list(leaves)
-            for i, x in zip(where, tensors):
-                filled[i] = x
-            out, spec = tree_flatten(self._function(filled), none_is_leaf=True)
-            self._form = [None if isinstance(x, Tensor) else x for x in out], spec
-            self._is_tensor = [isinstance(x, Tensor) for x in out]
-            return [x for x in out if isinstance(x, Tensor)]
-
-        results = iter(vmap_lists(of_tensors, [leaves[i] for i in where], [dims[i] for i in where]))
-        others, spec = self._form
-        return tree_unflatten(
-            spec, [next(results) if t else x for t, x in zip(self._is_tensor, others)]
-        )
-
-
 def losses_of(
     call: Call, params: Sequence[Any], tensors: Sequence[Any], step: int
 ) -> tuple[Tensor, Aux]:
@@ -178,7 +153,7 @@ def losses_of(
     for tree in trees:
         leaves += tree.filled(tensors, step)
         dims += [call.dims[x.index] if isinstance(x, Hole) else None for x in tree.leaves]
-    value, aux = _Batched(of_leaves)(leaves, dims)
+    value, aux = batched(of_leaves, leaves, dims)
     return value, Aux(*_flat(aux))
 
 
@@ -326,7 +301,7 @@ def update(
         return _carry(*stepped(leaves))
     # In a traced run, counts are 0-dim tensors instead of Python integers; tasks share them.
     shared = [isinstance(x, Tensor) and x.ndim == 0 for x in leaves]
-    after = _carry(*_Batched(stepped)(leaves, [None if alike else 0 for alike in shared]))
+    after = _carry(*batched(stepped, leaves, [None if alike else 0 for alike in shared]))
     state = zip(after.state, shared[2 * count :])
     return replace(after, state=tuple(x[0] if alike else x for x, alike in state))
 
@@ -350,14 +325,7 @@ def start(call: Call, optimizer: GradientTransformation, tensors: Sequence[Any])
     params = call.params.filled(tensors)
     if call.tasks is not None:
         dims = [call.dims[x.index] if hasattr(x, "index") else None for x in call.params.leaves]
-        params = [
-            x
-            if not isinstance(x, Tensor)
-            else x.expand(call.tasks, *x.shape)
-            if dim is None
-            else x.movedim(dim, 0)
-            for x, dim in zip(params, dims)
-        ]
+        params = tasks_in_front(params, dims, call.tasks)
     # Aliases, since one tensor may be two parameters, or a parameter and an argument of the loss.
     params = [separate(x.view_as(x)) if isinstance(x, Tensor) else x for x in params]
     if call.state is not None:
@@ -369,5 +337,5 @@ def start(call: Call, optimizer: GradientTransformation, tensors: Sequence[Any])
     def made(leaves: Sequence[Any]) -> Any:
         return optimizer.init(tree_unflatten(call.params.spec, leaves))
 
-    state = made(params) if call.tasks is None else _Batched(made)(params, [0] * len(params))
+    state = made(params) if call.tasks is None else batched(made, params, [0] * len(params))
     return Carry(tuple(params), *_flat(state))
