@@ -333,6 +333,28 @@ def test_a_graph_is_split_where_cotangents_come_in(
     torch.testing.assert_close(found, joint(x, w, c), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("room", "kept"), [(0, 0), (575, 0), (576, 1), (1775, 1), (1776, 2)])
+def test_products_that_fit_are_kept_between_the_parts_of_a_graph(room: int, kept: int) -> None:
+    def joint(
+        x: torch.Tensor, w: torch.Tensor, v: torch.Tensor, c: torch.Tensor
+    ) -> list[torch.Tensor]:
+        wide = (x @ w).sin()  # 40 multiplications for each of 6 x 25 elements
+        thin = (wide @ v).cos()  # 25 for each of 6 x 12, which is not enough
+        both = (x @ w[:, :12] + wide.cos() @ v).exp()  # 65 for each of 6 x 12
+        return [thin.sum(), c * wide, c * thin, c * both]
+
+    generator = torch.Generator().manual_seed(0)
+    shapes: list[tuple[int, ...]] = [(6, 40), (40, 25), (25, 12), ()]
+    x, w, v, c = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    graph = internals.traced_graph(joint, (x, w, v, c), lambda _: None)
+    before, after, passed = internals.split_graph(graph, 1, [3], recompute=True, room=room)
+    value, *made = before(x, w, v)
+    assert len(made) == kept
+    assert sum(y.nbytes for y in made) <= room
+    found = [value, *after(*made, *((x, w, v)[i] for i in passed), c)]
+    torch.testing.assert_close(found, joint(x, w, v, c), rtol=0, atol=0)
+
+
 def test_operations_on_what_was_written_to_are_not_merged() -> None:
     def function(x: torch.Tensor) -> list[torch.Tensor]:
         y = x.clone()

@@ -12,6 +12,7 @@ from torchopt.torch_internals import (
     copy_on_write,
     packing,
     process_groups,
+    splitting,
     tracing,
     transforms,
     wrong_kernels,
@@ -22,6 +23,7 @@ from torchopt.torch_internals.compiling import *  # noqa: F403
 from torchopt.torch_internals.copy_on_write import *  # noqa: F403
 from torchopt.torch_internals.packing import *  # noqa: F403
 from torchopt.torch_internals.process_groups import *  # noqa: F403
+from torchopt.torch_internals.splitting import *  # noqa: F403
 from torchopt.torch_internals.tracing import *  # noqa: F403
 from torchopt.torch_internals.transforms import *  # noqa: F403
 from torchopt.torch_internals.wrong_kernels import *  # noqa: F403
@@ -33,6 +35,7 @@ __all__ += compiling.__all__
 __all__ += copy_on_write.__all__
 __all__ += packing.__all__
 __all__ += process_groups.__all__
+__all__ += splitting.__all__
 __all__ += tracing.__all__
 __all__ += transforms.__all__
 __all__ += wrong_kernels.__all__

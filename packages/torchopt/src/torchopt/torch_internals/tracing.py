@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trace functions to graphs of operations; inspect, simplify and split the graphs."""
+"""Trace functions to graphs of operations; inspect and simplify the graphs."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,9 +18,7 @@ __all__ = [
     "is_host_read",
     "lifted_constants",
     "listed_weights",
-    "part_of_graph",
     "repeats_removed",
-    "split_graph",
     "traced_graph",
     "weights_that_follow",
     "writes",
@@ -135,152 +132,18 @@ def is_host_read(error: BaseException) -> bool:
 
 def draws_numbers(graph: torch.fx.GraphModule) -> bool:
     """Return whether a graph draws random numbers."""
-    return any(map(_draws, graph.graph.nodes))
+    return any(map(is_drawn, graph.graph.nodes))
 
 
-def _draws(node: torch.fx.Node) -> bool:
+def is_drawn(node: torch.fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
     return node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags
-
-
-def split_graph(
-    graph: torch.fx.GraphModule, count: int, cotangents: Sequence[int], *, recompute: bool
-) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, list[int]]:
-    """Split a graph into the part that depends on no cotangent and the rest.
-
-    The first part returns `count` results, followed by the values that the second part needs. The
-    second part takes these values, then some arguments of the first part, then the cotangents.
-
-    Args:
-        graph: A graph whose output is a list.
-        count: The number of results, from the first, that depend on no cotangent; the others may.
-        cotangents: The positions of the arguments that are cotangents.
-        recompute: Whether the second part recomputes values that need only views and elementwise
-            operations, which a compiler fuses, so that fewer tensors are saved.
-
-    Returns:
-        (first part, second part, positions of the arguments of the first part that the second
-        part takes).
-    """
-    *nodes, output = graph.graph.nodes
-    arguments = [n for n in nodes if n.op == "placeholder"]
-    given = [arguments[i] for i in cotangents]
-    later = set(given)
-    for node in nodes:
-        if any(x in later for x in node.all_input_nodes):
-            later.add(node)
-    early = [n for n in nodes if n not in later and n.op != "placeholder"]
-    (results,) = output.args
-    wanted = [x for x in results[count:] if isinstance(x, torch.fx.Node)]
-    read = [x for n in nodes if n in later for x in n.all_input_nodes]
-    kept = dict.fromkeys(x for x in (*read, *wanted) if x not in later)
-    known = [n for n in arguments if n not in later]
-    again = _fused_again(known, early, kept) if recompute and not writes(nodes) else set()
-    passed = [i for i, n in enumerate(known) if n in kept]
-    made = [n for n in kept if n.op != "placeholder"]
-    first = _extracted(graph, known, early, [*results[:count], *made])
-    rest = [n for n in nodes if n in again or (n in later and n.op != "placeholder")]
-    taken = [*made, *(known[i] for i in passed), *given]
-    return first, _extracted(graph, taken, rest, results[count:]), passed
-
-
-_FUSED = {
-    *("_to_copy", "full", "full_like", "lift_fresh_copy", "new_full", "new_ones", "new_zeros"),
-    *("ones", "ones_like", "scalar_tensor", "zeros", "zeros_like"),
-}
-
-
-# Each element takes a series or a table, which is slower than to store the result and load it.
-_LONG = {
-    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cos", "cosh", "sin", "sinh"),
-    *("celu", "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "gelu", "log", "log10"),
-    *("log1p", "log2", "logaddexp", "logit", "lgamma", "digamma", "mish", "pow", "sigmoid"),
-    *("silu", "softplus", "tan", "tanh", "xlogy", "log_sigmoid_forward"),
-}
-
-
-def _is_fused(node: torch.fx.Node) -> bool:
-    """Return whether an operation is nearly free in a compiled program."""
-    schema, tags = getattr(node.target, "_schema", None), getattr(node.target, "tags", ())
-    if node.op == "get_attr" or node.target is operator.getitem:
-        return True
-    if schema is None or _draws(node):
-        return False
-    name = schema.name.removeprefix("aten::")
-    if name in _LONG and not _is_number(node):
-        return name == "pow" and not isinstance(node.args[1], torch.fx.Node)
-    if torch.Tag.pointwise in tags or name in _FUSED:
-        return True
-    return any(x.alias_info is not None for x in schema.returns)
-
-
-def _is_number(node: torch.fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.ndim == 0
-
-
-def _fused_again(
-    arguments: Sequence[torch.fx.Node],
-    early: Sequence[torch.fx.Node],
-    kept: dict[torch.fx.Node, None],
-) -> set[torch.fx.Node]:
-    """Remove from `kept` all values that fused operations can recompute from the others.
-
-    The arguments are available anyway. Return the operations that recompute the removed values.
-    """
-    ready, made = set(arguments), set()
-    for node in early:
-        if _is_fused(node) and all(x in ready for x in node.all_input_nodes):
-            made.add(node)
-            ready.add(node)
-        elif node in kept:
-            ready.add(node)
-    again: set[torch.fx.Node] = set()
-    for node in reversed(early):
-        if node in made and (node in kept or node in again):
-            kept.pop(node, None)
-            again.add(node)
-            again.update(x for x in node.all_input_nodes if x in made)
-    used = {x for n in again for x in n.all_input_nodes}
-    kept.update(dict.fromkeys(x for x in arguments if x in used))
-    return again
 
 
 def writes(nodes: Iterable[torch.fx.Node]) -> bool:
     """Return whether one of these operations writes to an argument."""
     schemas = [getattr(n.target, "_schema", None) for n in nodes if n.op == "call_function"]
     return any(schema is not None and schema.is_mutable for schema in schemas)
-
-
-def part_of_graph(
-    graph: torch.fx.GraphModule, arguments: range, results: slice
-) -> torch.fx.GraphModule:
-    """Return a graph of some of the results, which depend on these arguments alone."""
-    *nodes, output = graph.graph.nodes
-    every = [n for n in nodes if n.op == "placeholder"]
-    given = [every[i] for i in arguments]
-    known = set(given)
-    inside = []
-    for node in nodes:
-        if node.op != "placeholder" and all(x in known for x in node.all_input_nodes):
-            known.add(node)
-            inside.append(node)
-    return _extracted(graph, given, inside, output.args[0][results])
-
-
-def _extracted(
-    graph: torch.fx.GraphModule, arguments: Any, nodes: Any, results: Any
-) -> torch.fx.GraphModule:
-    made = torch.fx.Graph()
-    known = {}
-    for node in arguments:
-        known[node] = made.placeholder(node.name)
-        known[node].meta.update(node.meta)
-    for node in nodes:
-        known[node] = made.node_copy(node, known.__getitem__)
-    made.output([known[x] if isinstance(x, torch.fx.Node) else x for x in results])
-    made.eliminate_dead_code()
-    return torch.fx.GraphModule(graph, made)
 
 
 def repeats_removed(graph: torch.fx.GraphModule) -> bool:
@@ -294,7 +157,7 @@ def repeats_removed(graph: torch.fx.GraphModule) -> bool:
         return False
     known: dict[Any, torch.fx.Node] = {}
     for node in nodes:
-        if node.op != "call_function" or _draws(node):
+        if node.op != "call_function" or is_drawn(node):
             continue
         given = repr((node.args, node.kwargs))  # the names of nodes are unique
         first = known.setdefault((node.target, given), node)

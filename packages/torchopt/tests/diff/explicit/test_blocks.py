@@ -70,6 +70,18 @@ class Tied(nn.Module):
         return y * self.layer(x.detach()).sigmoid()
 
 
+class Shares(nn.Module):
+    """Has one parameter under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x).tanh()).tanh()
+
+
 class Pair(nn.Module):
     """Takes a tuple and returns one."""
 
@@ -140,6 +152,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "attention": of(Attends),
     "in place": of(InPlace),
     "a parameter used twice": of(Tied),
+    "a parameter under two names": of(Shares),
     "tuples": Pairs,
     "a checkpoint": of(Checkpointed),
     "an encoder of torch": encoder,
@@ -577,6 +590,45 @@ def test_blocks_of_meta_parameters_as_programs(uncompiled: Kept[Any]) -> None:
     assert uncompiled.made == 3
 
 
+def test_programs_keep_products_that_fit(
+    uncompiled: Kept[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Linear(WIDTH, 96), nn.Tanh(), nn.Linear(96, WIDTH), nn.Tanh())
+    net = nn.Sequential(*(nn.Sequential(*deepcopy(layers)) for _ in range(2))).double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    expected, counts = gradients(net, loss, None, draw(5, WIDTH)), []
+    for share in (0, 0.02, 1):
+        monkeypatch.setattr(compiled_block, "_codes", Kept())
+        monkeypatch.setattr(block_code, "SHARE", share)
+        with CountProducts() as products_of_run:
+            require_close(expected, gradients(net, loss, None, draw(5, WIDTH), **BLOCKS))
+        counts.append(products_of_run.count)
+    # In each of two blocks and steps, both products and their tangents, each of which takes two.
+    assert counts[0] - counts[2] == 6 * 2 * 2
+    # There is room for one: the tangent of the second, which takes the most time for its memory.
+    assert counts[0] - counts[1] == 2 * 2 * 2
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_gradient_in_the_loss_goes_through_programs(graph: bool, uncompiled: Kept[Any]) -> None:
+    torch.manual_seed(0)
+    net = of(Tied)().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        value = torchopt.params.functional_call(net, p, batch * scale).square().mean()
+        found = torch.autograd.grad(value, list(p.values()), create_graph=graph, retain_graph=True)
+        return value * (1 + sum(x.square().sum() for x in found))
+
+    expected = gradients(net, loss, None, draw(3, 4, WIDTH))
+    require_close(expected, gradients(net, loss, None, draw(3, 4, WIDTH), **BLOCKS))
+    assert uncompiled.made
+
+
 class Scaled(nn.Module):
     """Holds a number."""
 
@@ -604,6 +656,23 @@ def test_a_number_that_the_loss_changes_belongs_to_the_program(uncompiled: Kept[
     expected = gradients(net, loss, None, draw(3, WIDTH))
     require_close(expected, gradients(net, loss, None, draw(3, WIDTH), **BLOCKS))
     assert uncompiled.made == 8  # first and second derivatives, of two blocks with two numbers
+
+
+def test_a_number_that_changes_before_a_derivative_with_a_graph_is_noticed(
+    uncompiled: Kept[Any],
+) -> None:
+    torch.manual_seed(0)
+    net: Any = of(Scaled)().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        net[0].times = 1.0
+        value = torchopt.params.functional_call(net, p, batch).square().mean()
+        net[0].times = 0.5
+        found = torch.autograd.grad(value, list(p.values()), create_graph=True)
+        return value + sum(x.square().sum() for x in found)
+
+    with pytest.raises(RuntimeError, match=r'\.times, which has another value now; .*"eager"'):
+        gradients(net, loss, None, draw(3, WIDTH), **BLOCKS)
 
 
 class Norms(nn.Module):

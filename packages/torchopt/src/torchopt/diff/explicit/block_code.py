@@ -2,11 +2,14 @@
 """The programs of a block: one for its values, one for the cotangents of its arguments.
 
 Both come from one trace, in forward over reverse mode where arguments have tangents. The second
-computes the block again, and nothing is kept between the two.
+computes the block again, except products of matrices, which take the most time for their memory. In
+a first derivative all of them are kept. In forward over reverse mode, where the states and their
+cotangents need memory too, they may take twice the memory of the arguments.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +30,8 @@ from torchopt.diff.twice_differentiable import TwiceDifferentiable
 from torchopt.errors import NotTraceableError
 from torchopt.torch_internals import (
     draws_numbers,
-    part_of_graph,
     repeats_removed,
+    split_graph,
     with_forward_mode,
     without_function_modes,
 )
@@ -36,6 +39,8 @@ from torchopt.tree import is_smooth, tree_flatten
 
 __all__ = ["WORDS", "BlockCode", "BlockTracing"]
 
+# In forward over reverse mode, products may take so many times the memory of the arguments.
+SHARE = 2.0
 WORDS = Words(WHERE, f"name the blocks without this one, or {WAY_OUT}", WAY_OUT)
 
 
@@ -79,29 +84,33 @@ class BlockCode:
         self, graph: torch.fx.GraphModule, form: BlockForm, size: int, *, curved: bool
     ) -> None:
         self.form, self.curved = form, curved
-        count = len(form.pushed) + sum(form.pushed)
-        every = sum(n.op == "placeholder" for n in graph.graph.nodes)
-        self._graphs = {
-            "values": part_of_graph(graph, range(size), slice(0, count)),
-            "cotangents": part_of_graph(graph, range(every), slice(count, None)),
-        }
+        self._count = len(form.pushed) + sum(form.pushed)
+        given = [n.meta["val"].nbytes for n in graph.graph.nodes if n.op == "placeholder"]
+        room = int(SHARE * sum(given[:size])) if curved else sys.maxsize
+        first, second, self._passed = split_graph(
+            graph, self._count, range(size, len(given)), recompute=True, room=room
+        )
+        self._graphs = {"values": first, "cotangents": second}
         self._programs: dict[str, Program] = {}
         self._lock = threading.RLock()
 
-    def values(self, arguments: list[Tensor]) -> list[Tensor]:
-        """Return the tensors of the value, then their tangents."""
-        return self._run("values", arguments)
+    def values(self, arguments: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the tensors of the value followed by their tangents, and the kept products."""
+        found = self._run("values", arguments)
+        return found[: self._count], found[self._count :]
 
     def cotangents(
-        self, arguments: list[Tensor], given: list[Tensor]
+        self, kept: list[Tensor], arguments: list[Tensor], given: list[Tensor]
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Return the cotangents of the arguments, and the tangents of these.
 
         Args:
+            kept: The kept products.
             arguments: The arguments of `values`.
             given: The cotangents of the values, then their tangents.
         """
-        found = iter(self._run("cotangents", [*arguments, *given]))
+        passed = (arguments[i] for i in self._passed)
+        found = iter(self._run("cotangents", [*kept, *passed, *given]))
         grads = [next(found) if g else None for g in self.form.given]
         return grads, [next(found) if c else None for c in self.form.curved]
 

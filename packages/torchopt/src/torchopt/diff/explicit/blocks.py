@@ -130,7 +130,7 @@ class _Wrapped:
                 filled[i] = x
             rebuilt: Any = tree_unflatten(spec, filled)
             given, keywords = rebuilt
-            with Swap(self._block, dict(zip(named, inner[len(where) :]))):
+            with Swap(self._block, dict(zip(named, inner[len(where) :])), tie_weights=True):
                 return self._forward(*given, **keywords)
 
         if is_transforming():

@@ -14,7 +14,13 @@ from torch.autograd import forward_ad
 from torchopt.diff.closure import ATOMS
 from torchopt.diff.explicit.block import Block, is_input
 from torchopt.diff.explicit.block_code import WORDS, BlockCode, BlockTracing
-from torchopt.diff.explicit.fingerprint import fingerprint, form_of, settings
+from torchopt.diff.explicit.fingerprint import (
+    Fingerprint,
+    Settings,
+    fingerprint,
+    form_of,
+    settings,
+)
 from torchopt.diff.explicit.forms import EMPTY, WHERE, present
 from torchopt.diff.explicit.products import Products, parts_of
 from torchopt.diff.explicit.step import separate
@@ -72,7 +78,7 @@ def call_compiled(
             filled[i] = x
         rebuilt: Any = tree_unflatten(spec, filled)
         given, keywords = rebuilt
-        with Swap(block, dict(zip(names, inner[len(where) :]))):
+        with Swap(block, dict(zip(names, inner[len(where) :])), tie_weights=True):
             return forward(*given, **keywords)
 
     pairs = [parts_of(x) for x in tensors]
@@ -81,49 +87,75 @@ def call_compiled(
     curved = any(t is not None for t in tangents)
     needed = [not curved or i < len(where) or not is_input(x) for i, x in enumerate(tensors)]
     wanted = [x.requires_grad and is_smooth(x) for x in values]
-    with Swap(block, dict.fromkeys(names, EMPTY)):
-        reached = fingerprint((forward, block)).key  # besides parameters and buffers
+    reached = _reached(block, forward, names)
     key: Hashable = (
-        reached, spec, tuple(where), tuple((type(x), repr(x)) for x in others), settings(),
+        reached.key, spec, tuple(where), tuple((type(x), repr(x)) for x in others), settings(),
         names, tuple(form_of(x) for x in (*values, *held)), tuple(wanted),
         tuple(None if t is None else form_of(t.detach()) for t in tangents), tuple(needed),
     )  # fmt: skip
-    seen = Surroundings(forward, beside=(), apart=[*named.values(), *buffers.values()]).retaken()
     arguments = [x.detach() for x in (*values, *held, *present(tangents))]
+
+    def surroundings() -> Surroundings:
+        apart = [*block.parameters(), *block.buffers()]
+        return Surroundings(forward, beside=(), apart=apart).retaken()
 
     def make() -> BlockCode:
         trace = BlockTracing(forward, function, wanted, needed, len(held), tangents)
-        code = trace.code(arguments, seen)
+        code = trace.code(arguments, surroundings())
         logger.info("traced a block, a %s, with its derivative", type(block).__name__)
         return code
 
     code, _ = _codes.get(key, make)
-    found = [y.detach() for y in code.values(arguments)]
-    form = code.form
+    results, kept = code.values(arguments)
+    form, found = code.form, [y.detach() for y in results]
     results, pushed = found[: len(form.pushed)], iter(found[len(form.pushed) :])
-    eager = Block(
-        forward, function, [None if t is None else t.detach() for t in tangents],
-        [], seen, Products(), (),
-    )  # fmt: skip
-    call = _Called(code, eager, held, arguments[len(values) + len(held) :], results)
+    constant = [None if t is None else t.detach() for t in tangents]
+    now = Settings()
+
+    def eager(*given: Any) -> tuple[Tensor | None, ...]:
+        with now.restored(WHERE, WORDS.way_out):
+            reached.require_same(_reached(block, forward, names), WHERE, WORDS.way_out)
+            seen = surroundings()
+            made = Block(
+                forward, lambda *x: function(*x, *held), constant, [], seen, Products(), ()
+            )
+            return made.pull_back(*given)
+
+    call = _Called(code, eager, held, arguments[len(values) + len(held) :], kept, results)
     outputs = zip(apply_sweep(call, *values), form.pushed)
     dual = iter([forward_ad.make_dual(y, next(pushed)) if has else y for y, has in outputs])
     return tree_unflatten(form.spec, [next(dual) if x is None else x[0] for x in form.leaves])
 
 
+def _reached(block: nn.Module, forward: Callable[..., Any], names: Sequence[str]) -> Fingerprint:
+    """Return the fingerprint of what a block reaches besides its parameters and buffers."""
+    with Swap(block, dict.fromkeys(names, EMPTY), tie_weights=True):
+        return fingerprint((forward, block))
+
+
 class _Called:
-    """One call of a compiled block, an implementation of `torchopt.tree_function.Sweep`."""
+    """One call of a compiled block, an implementation of `torchopt.tree_function.Sweep`.
+
+    Args:
+        code: The programs.
+        eager: Does what `pull_back` does, operation by operation.
+        held: The buffers.
+        tangents: The tangents of the inputs.
+        kept: What the first program kept for the second.
+        values: The results.
+    """
 
     def __init__(
         self,
         code: BlockCode,
-        eager: Block,
+        eager: Callable[..., tuple[Tensor | None, ...]],
         held: list[Tensor],
         tangents: list[Tensor],
+        kept: list[Tensor],
         values: list[Tensor],
     ) -> None:
         self._code, self._eager, self._held = code, eager, held
-        self._values, self._rest = values, [*held, *tangents]
+        self._values, self._rest, self._kept = values, [*held, *tangents], kept
         self._forms = [(y.shape, y.dtype, y.device) for y in values]
         self._versions = versions(held)
 
@@ -137,25 +169,25 @@ class _Called:
     ) -> tuple[Tensor | None, ...]:
         """Return the cotangents of the inputs, with their tangents."""
         code = self._code
-        if torch.is_grad_enabled() or (code.curved and not forward_mode_enabled()):
-            return self._eager.pull_back(inputs, cotangents)
         if versions(self._held) != self._versions:
             raise RuntimeError(
                 f"{WHERE}: expected blocks whose buffers are not changed in place before the "
                 f"backward pass, got one with a buffer that was; {WORDS.way_out}."
             )
-        arguments = [*(x.detach() for x in inputs), *self._rest]
+        if torch.is_grad_enabled() or (code.curved and not forward_mode_enabled()):
+            return self._eager(inputs, cotangents)
+        arguments, kept = [*(x.detach() for x in inputs), *self._rest], self._kept
         if not graph_is_kept():  # the node itself lives until the whole pass is done
-            self._rest = []
+            self._rest = self._kept = []
             del self._eager
         values, tangents = self._dense(cotangents)
         if not code.curved:
-            grads, found = code.cotangents(arguments, values)
+            grads, found = code.cotangents(kept, arguments, values)
             if tangents is not None:  # a product is linear in the cotangents
-                found, _ = code.cotangents(arguments, tangents)
+                found, _ = code.cotangents(kept, arguments, tangents)
         else:
             both = [*values, *(map(torch.zeros_like, values) if tangents is None else tangents)]
-            grads, found = code.cotangents(arguments, both)
+            grads, found = code.cotangents(kept, arguments, both)
         return tuple(map(_joined, grads, found))
 
     def _dense(
