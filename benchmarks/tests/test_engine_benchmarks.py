@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.engines import (
+    exactness,
     expected,
     explicit,
     learned,
@@ -228,3 +229,14 @@ def test_the_table_of_transformers_shows_what_was_measured() -> None:
     text = report.transformer_table({"rows": [first | size, second | size]})
     parts = ("12 blocks, 4 steps, 1,024 tokens", "1 ms \u221210 %", "1/6.0", "2.00")
     assert all(part in text for part in parts), text
+
+
+@pytest.mark.parametrize("setting", exactness.SETTINGS[::6], ids=str)
+@pytest.mark.filterwarnings("ignore:inner_loop")
+def test_settings_of_the_explicit_engine_are_exact(setting: exactness.Setting) -> None:
+    assert max(exactness.errors(setting).values()) <= exactness.EXACT
+
+
+def test_a_setting_with_another_derivative_is_noticed() -> None:
+    found = exactness.by_engine(exactness.Setting("first_order", "all"), "own", None)
+    assert exactness.apart(found, exactness.by_hand("own", None, first_order=False)) > 1e-3
