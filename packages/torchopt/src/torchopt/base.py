@@ -61,7 +61,9 @@ class GradientTransformation(NamedTuple):
         update: ``update(updates, state, *, params=None, inplace=True) -> (updates, state)``. With
             ``inplace=True`` the tensors of ``state`` are overwritten; with ``inplace=False`` every
             input is left untouched. Updates already carry the minus sign: they are applied as
-            ``params + updates``.
+            ``params + updates``. Autograd records the step if gradients, or parameters that it
+            reads, require a gradient. The state then keeps the graph of all steps, so train under
+            ``torch.no_grad()``.
 
     Example:
         >>> import torch, torchopt

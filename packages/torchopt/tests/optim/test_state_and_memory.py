@@ -92,6 +92,25 @@ def test_memory_is_flat_over_a_thousand_steps(mode: str, name: str) -> None:
     assert all(x.grad_fn is None for x in state if isinstance(x, Tensor))
 
 
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("name", [*sorted(ROWS), "lookahead", "sam"])
+def test_functional_steps_under_no_grad_leave_no_graph(name: str, inplace: bool) -> None:
+    wrapped = {"lookahead": torchopt.transform.lookahead, "sam": torchopt.transform.sam}
+    row = ROWS.get(name, ROWS["sgd"])
+    optimizer = wrapped.get(name, lambda inner: inner)(row.functional(**row.settings[-1]))
+    p = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        state = optimizer.init((p,))
+    for _ in range(3):
+        grads = torch.autograd.grad((p**3).sum(), (p,))
+        with torch.no_grad():
+            updates, state = optimizer.update(grads, state, params=(p,), inplace=inplace)
+            torchopt.apply_updates((p,), updates)
+    leaves = torchopt.pytree.tree_leaves((updates, state))
+    assert not any(isinstance(x, Tensor) and x.requires_grad for x in leaves)
+    assert p.is_leaf
+
+
 def test_steps_without_a_graph_have_the_values_of_steps_with_one() -> None:
     results = []
     for grad in (True, False):
