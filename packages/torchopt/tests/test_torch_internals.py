@@ -19,9 +19,7 @@ from torch.autograd import forward_ad
 import torchopt
 from torchopt import torch_internals as internals
 
-PRIVATE = re.compile(
-    r"torch\._(C|functorch|subclasses|dynamo|dispatch)\b|forward_ad\._|torch\._\w+_batch_dim|torch\._debug"
-)
+PRIVATE = re.compile(r"\btorch\.(\w+\.)*_[a-zA-Z]|forward_ad\._")
 
 
 def test_private_names_occur_in_one_package_only() -> None:
@@ -33,6 +31,25 @@ def test_private_names_occur_in_one_package_only() -> None:
         if PRIVATE.search(line.partition("#")[0]) and '"torch._functorch"' not in line
     }
     assert {name.partition("/")[0] for name in found} == {"torch_internals"}
+
+
+def test_operations_on_lists_are_those_on_tensors() -> None:
+    torch.manual_seed(0)
+    first, second = ([torch.randn(n, dtype=torch.float64) for n in (3, 2)] for _ in range(2))
+    pairs = list(zip(first, second))
+    for found, expected in (
+        (internals.foreach_add(first, second), [x + y for x, y in pairs]),
+        (internals.foreach_add(first, second, alpha=-2), [x - 2 * y for x, y in pairs]),
+        (internals.foreach_lerp(first, second, 0.75), [0.25 * x + 0.75 * y for x, y in pairs]),
+        (internals.foreach_mul(first, 3.0), [x * 3 for x in first]),
+    ):
+        torch.testing.assert_close(list(found), expected, rtol=1e-15, atol=1e-15)
+    written = [x.clone() for x in first]
+    internals.foreach_add_(written, second)
+    torch.testing.assert_close(written, [x + y for x, y in pairs], rtol=0.0, atol=0.0)
+    internals.foreach_copy_(written, second)
+    torch.testing.assert_close(written, second, rtol=0.0, atol=0.0)
+    assert all(x._version == 2 for x in written)
 
 
 def test_tensors_whose_elements_overlap_are_known() -> None:

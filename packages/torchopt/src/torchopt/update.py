@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torchopt.errors import LeafTypeError, MismatchError
-from torchopt.torch_internals import overlaps_itself
+from torchopt.torch_internals import foreach_add_, overlaps_itself
 from torchopt.tree import (
     PyTreeSpec,
     advice_for,
@@ -171,7 +171,7 @@ def add_(params: list[Tensor], updates: list[Tensor]) -> None:
     """Add updates to parameters in place, tensor by tensor."""
     if _are_one_call(params, updates):
         try:
-            torch._foreach_add_(params, updates)
+            foreach_add_(params, updates)
             return
         except RuntimeError:  # torch does not write to lists with a pending negation
             if not any(p.is_neg() for p in params):

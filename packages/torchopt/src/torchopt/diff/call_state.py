@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchopt.diff.closure import captured
 from torchopt.diff.places import Slot, Source, is_number, slots, sources
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import is_wrapped
+from torchopt.torch_internals import foreach_copy_, is_wrapped
 from torchopt.tree_function import PLAIN
 
 __all__ = ["CallState"]
@@ -70,7 +70,7 @@ class _Small:
 
     def write(self, copies: list[Tensor]) -> None:
         if copies:
-            torch._foreach_copy_([x.data for x in self.tensors], copies)
+            foreach_copy_([x.data for x in self.tensors], copies)
 
     def read(self) -> list[Tensor]:
         return [x.detach().clone() for x in self.tensors]

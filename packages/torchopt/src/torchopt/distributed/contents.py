@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchopt.distributed.signature import local_part
 from torchopt.torch_internals import (
     address_of,
+    foreach_copy_,
     is_held_elsewhere,
     is_unwritten,
     lazy_copy,
@@ -98,7 +99,7 @@ class Contents:
             of.append(x)
             copies.append(memory)
         if own:
-            torch._foreach_copy_(own, of)
+            foreach_copy_(own, of)
         return copies
 
     def release(self) -> None:

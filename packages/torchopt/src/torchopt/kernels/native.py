@@ -14,7 +14,13 @@ from torchopt.kernels.devices import refusal, refuse_count, unavailable
 from torchopt.kernels.fused_call import FusedCall
 from torchopt.kernels.fused_rule import as_number
 from torchopt.kernels.missing import why_missing
-from torchopt.torch_internals import FakeTensor, bump_versions, in_forward_mode, is_transforming
+from torchopt.torch_internals import (
+    FakeTensor,
+    bump_versions,
+    foreach_copy_,
+    in_forward_mode,
+    is_transforming,
+)
 from torchopt.tree_function import any_watched, are_unfollowed, is_traced, is_watched, placed_like
 
 if TYPE_CHECKING:
@@ -140,7 +146,7 @@ def attempt(
             if graph or not (record or all(map(is_writable, old))):
                 return updates, _written(states, new)
             # Two calls for all tensors are faster than one that writes after a check of each.
-            torch._foreach_copy_(old, list(outputs[size:]))
+            foreach_copy_(old, list(outputs[size:]))
             return updates, list(map(list, states))
     constants = [step] if isinstance(step, Tensor) else []
     fused = FusedCall(*given)

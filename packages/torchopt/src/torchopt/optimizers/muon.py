@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torchopt.optimizers.adam import adamw
 from torchopt.optimizers.rule import Hyper, Rule, fraction
 from torchopt.optimizers.sgd import TraceState
 from torchopt.optimizers.stages import optimizer
+from torchopt.torch_internals import foreach_lerp
 from torchopt.transform.orthogonalize import orthogonalize
 from torchopt.transform.partition import partition
 from torchopt.transform.validate import unpacked
@@ -36,15 +37,19 @@ class Average(Rule):
     nesterov: bool = False
     State = TraceState
 
+    def averaged(self, lerp: Callable[..., Any], g: Any, old: Any, weight: Any) -> tuple[Any, Any]:
+        """Return the direction and the average, for tensors or for lists of them."""
+        t = lerp(g, old, weight)
+        return lerp(g, t, weight) if self.nesterov else t, t
+
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         """Return the direction and the average."""
-        old = state[0]
-        if g.dtype is not old.dtype:  # lerp takes one dtype
-            dtype = torch.promote_types(g.dtype, old.dtype)
-            g, old = g.to(dtype), old.to(dtype)
-        weight = self.momentum.to(g) if isinstance(self.momentum, Tensor) else self.momentum
-        t = g.lerp(old, weight)
-        return g.lerp(t, weight) if self.nesterov else t, (t,)
+        dtype = torch.promote_types(g.dtype, state[0].dtype)  # lerp takes one dtype
+        weight = self.momentum
+        if isinstance(weight, Tensor):
+            weight = weight.to(device=g.device, dtype=dtype)
+        u, t = self.averaged(torch.lerp, g.to(dtype), state[0].to(dtype), weight)
+        return u, (t,)
 
     def directions(
         self, grads: Sequence[Tensor], roles: Any, *rest: Any, inplace: bool = False
@@ -54,10 +59,8 @@ class Average(Rule):
         alike = bool(grads) and all(g.dtype is x.dtype for g, x in zip(grads, old))
         if isinstance(weight, Tensor) or not (alike and are_unfollowed(grads, old)):
             return super().directions(grads, roles, *rest, inplace=inplace)
-        t = torch._foreach_lerp(list(grads), old, weight)
-        if self.nesterov:
-            return list(torch._foreach_lerp(list(grads), t, weight)), [list(t)]
-        return list(t), [list(t)]  # what follows, `orthogonalize`, makes new updates
+        u, t = map(list, self.averaged(foreach_lerp, list(grads), old, weight))
+        return u, [t]  # not copied: what follows, `orthogonalize`, makes new updates
 
 
 def _labels(params: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.optimizers.native import FusedChain
 from torchopt.optimizers.sgd import Trace, TraceState
-from torchopt.torch_internals import in_forward_mode, is_transforming
+from torchopt.torch_internals import foreach_add, in_forward_mode, is_transforming
 from torchopt.tree_function import PLAIN, is_traced
 from torchopt.update import apply_updates
 
@@ -94,7 +94,7 @@ def short_step(
         traces = getattr(state[place], "trace", None)
         if type(traces) is not list or not _are_alike(params, traces):
             return None
-    add: Any = torch._foreach_add if sum(map(Tensor.numel, params)) <= SMALL else _add
+    add: Any = foreach_add if sum(map(Tensor.numel, params)) <= SMALL else _add
     if plan.maximize:
         grads = [-g for g in grads]
     if decay:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchopt.torch_internals import (
     backward,
     checkpoints,
     compiling,
     copy_on_write,
+    lists,
     packing,
     process_groups,
     splitting,
@@ -21,6 +23,7 @@ from torchopt.torch_internals.backward import *  # noqa: F403
 from torchopt.torch_internals.checkpoints import *  # noqa: F403
 from torchopt.torch_internals.compiling import *  # noqa: F403
 from torchopt.torch_internals.copy_on_write import *  # noqa: F403
+from torchopt.torch_internals.lists import *  # noqa: F403
 from torchopt.torch_internals.packing import *  # noqa: F403
 from torchopt.torch_internals.process_groups import *  # noqa: F403
 from torchopt.torch_internals.splitting import *  # noqa: F403
@@ -28,11 +31,12 @@ from torchopt.torch_internals.tracing import *  # noqa: F403
 from torchopt.torch_internals.transforms import *  # noqa: F403
 from torchopt.torch_internals.wrong_kernels import *  # noqa: F403
 
-__all__ = ["FakeTensor"]
+__all__ = ["FakeTensor", "TorchDispatchMode"]
 __all__ += backward.__all__
 __all__ += checkpoints.__all__
 __all__ += compiling.__all__
 __all__ += copy_on_write.__all__
+__all__ += lists.__all__
 __all__ += packing.__all__
 __all__ += process_groups.__all__
 __all__ += splitting.__all__

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from torchopt.torch_internals import foreach_mul
 from torchopt.transform.leaf_rule import LeafRule
 from torchopt.tree_function import are_unfollowed
 
@@ -91,5 +92,5 @@ class Scale(LeafRule):
         if isinstance(step_size, torch.Tensor):
             return [g * step_size.to(g) for g in grads], state
         if grads and are_unfollowed(grads):
-            return list(torch._foreach_mul(grads, step_size)), state
+            return list(foreach_mul(grads, step_size)), state
         return [g * step_size for g in grads], state

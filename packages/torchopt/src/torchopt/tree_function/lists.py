@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchopt.torch_internals import any_watched, in_forward_mode, is_traced, is_transforming
+from torchopt.torch_internals import (
+    any_watched,
+    foreach_add,
+    in_forward_mode,
+    is_traced,
+    is_transforming,
+)
 from torchopt.tree_function.modes import Tensors
 
 if TYPE_CHECKING:
@@ -36,7 +42,7 @@ class _AddLists(torch.autograd.Function):
 def add_lists(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
     """Return the sums of tensors with equal shapes and devices; for use outside of transforms.
 
-    `torch._foreach_add` would save all its arguments for a derivative that does not need them.
+    `foreach_add` would save all its arguments for a derivative that does not need them.
     """
     out = list(first)
     graph = torch.is_grad_enabled()
@@ -59,7 +65,7 @@ def add_lists(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
 
 def _foreach_add(*tensors: Tensor) -> Tensors:
     half = len(tensors) // 2
-    return tuple(torch._foreach_add(tensors[:half], tensors[half:]))
+    return tuple(foreach_add(tensors[:half], tensors[half:]))
 
 
 PLAIN = (Tensor, torch.nn.Parameter)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchopt.diff.explicit.trace import Program, Words, versions
 from torchopt.errors import NotTraceableError
+from torchopt.torch_internals import foreach_mul
 from torchopt.tree import tree_unflatten
 from torchopt.tree_function import apply_sweep, is_transforming
 
@@ -87,7 +88,7 @@ class Evaluation:
         pull = self._form.pull
         if pull is None:
             (c,) = cotangents
-            grads = [] if c is None else torch._foreach_mul(self._kept, c)
+            grads = [] if c is None else foreach_mul(self._kept, c)
         else:
             outputs = [x for x, g in zip(self.values, self._form.graph) if g]
             given = [torch.zeros_like(y) if c is None else c for y, c in zip(outputs, cotangents)]

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchopt.errors import KernelUnavailableError
 from torchopt.kernels import buffers
+from torchopt.torch_internals import TorchDispatchMode
 from torchopt.tree import tree_leaves
 
 __all__ = ["CountBytes"]

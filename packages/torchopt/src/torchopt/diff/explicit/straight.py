@@ -21,6 +21,7 @@ from torchopt.diff.explicit.step import Aux, Carry
 from torchopt.diff.explicit.taken import inputs_of
 from torchopt.diff.explicit.trace import Program, versions
 from torchopt.diff.explicit.variables import Input
+from torchopt.torch_internals import foreach_add_
 
 __all__ = ["Caller", "LaterMoment", "Straight", "chained", "pulled_through", "require_unchanged"]
 
@@ -123,7 +124,7 @@ def pulled_through(
         if not total:
             total = [x.clone() for x in others]
         elif others:
-            torch._foreach_add_(total, list(others))
+            foreach_add_(total, list(others))
     return smooth, total
 
 
