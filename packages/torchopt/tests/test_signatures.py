@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import typing
 
 import pytest
 
 import torchopt
+from torchopt import transform
+from torchopt.base import GradientTransformation
 from torchopt.index import OPTIMIZERS
 
 SIGNATURES = {
@@ -289,3 +292,13 @@ def test_new_classes_take_what_their_functions_take(name: str) -> None:
         parameters = list(inspect.signature(cls).parameters.values())
         kept = [p for p in parameters if p.name not in ADDED]
         assert rendered(kept) == rendered([first.replace(name=leading), *function]), cls
+
+
+@pytest.mark.parametrize("name", sorted(transform.__all__))
+def test_transformations_are_said_to_be_returned(name: str) -> None:
+    make = getattr(transform, name)
+    hints = typing.get_type_hints(make)
+    if hasattr(make, "rule"):  # made from a rule
+        assert hints["return"] is GradientTransformation
+        assert inspect.signature(make).return_annotation is GradientTransformation
+        assert inspect.signature(make.impl).return_annotation is GradientTransformation

@@ -13,9 +13,9 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.errors import NotDifferentiableError
 from torchopt.params.sharded import largest_absolute
-from torchopt.transform.base import LeafRule, as_transformation
+from torchopt.transform.base import LeafRule, as_transformation, transformation_of
 from torchopt.transform.norm import power_of_two, scaled
-from torchopt.transform.validate import are_numbers, check_at_least_zero
+from torchopt.transform.validate import Hyper, at_least_zero, number
 from torchopt.tree_function import is_traced, is_tracked, is_transforming
 
 __all__ = ["adaptive_clip", "clip_by_value", "clip_each_norm", "clip_grad_norm"]
@@ -25,10 +25,10 @@ __all__ = ["adaptive_clip", "clip_by_value", "clip_each_norm", "clip_grad_norm"]
 class ClipGradNorm(LeafRule):
     """u = g * min(1, max_norm / (norm of all g + 1e-6))."""
 
-    max_norm: float | Tensor
-    norm_type: float | Tensor
-    error_if_nonfinite: bool
-    differentiable: bool
+    max_norm: Hyper = at_least_zero("max_norm value")
+    norm_type: Hyper = number()
+    error_if_nonfinite: bool = False
+    differentiable: bool = False
     complex_numbers: ClassVar[str] = "whole"
 
     def update_leaves(
@@ -98,14 +98,9 @@ def _order(norm_type: float | Tensor) -> float:
     return float(norm_type)
 
 
-def _threshold(value: float | Tensor) -> float | Tensor:
-    """Return a threshold as a rule keeps it; a tensor is read anew in each step."""
-    return value if isinstance(value, torch.Tensor) else float(value)
-
-
 def _on(value: float | Tensor, like: Tensor) -> float | Tensor:
     """Return a hyper-parameter in the dtype and on the device of `like`."""
-    return value.to(like) if isinstance(value, torch.Tensor) else value
+    return value.to(like) if isinstance(value, torch.Tensor) else float(value)
 
 
 def clip_grad_norm(
@@ -140,9 +135,8 @@ def clip_grad_norm(
         >>> clip.update(grads, clip.init(grads))[0]
         {'a': tensor([0.6000]), 'b': tensor([0.8000])}
     """
-    check_at_least_zero(max_norm, "max_norm value")
     order = norm_type if isinstance(norm_type, torch.Tensor) else float(norm_type)
-    rule = ClipGradNorm(_threshold(max_norm), order, error_if_nonfinite, differentiable)
+    rule = ClipGradNorm(max_norm, order, error_if_nonfinite, differentiable)
     return as_transformation(rule, already_flattened=False)
 
 
@@ -150,7 +144,7 @@ def clip_grad_norm(
 class ClipByValue(LeafRule):
     """u = g between -limit and limit."""
 
-    limit: float | Tensor
+    limit: Hyper = at_least_zero("limit value")
 
     def moved(self, g: Tensor, p: Any) -> Tensor:
         """Return the clipped gradient."""
@@ -158,22 +152,17 @@ class ClipByValue(LeafRule):
         return g.clamp(-limit, limit)
 
 
-def clip_by_value(limit: float | Tensor) -> GradientTransformation:
+@transformation_of(ClipByValue)
+def clip_by_value() -> None:
     """Return the transformation that clamps each element between -limit and limit.
 
     Args:
         limit: >= 0; a number, or a 0-dim tensor, which is differentiated.
 
-    Raises:
-        ValueError: A negative `limit`.
-
     Example:
         >>> clip_by_value(1.0).update(torch.tensor([-3.0, 0.5]), ())[0]
         tensor([-1.0000,  0.5000])
     """
-    if are_numbers(limit) and not limit >= 0:
-        raise ValueError(f"clip_by_value: expected limit >= 0, got {limit}")
-    return as_transformation(ClipByValue(_threshold(limit)), already_flattened=False)
 
 
 def _shortened(g: Tensor, largest: Tensor | float, dim: Any = None) -> Tensor:
@@ -188,14 +177,15 @@ def _shortened(g: Tensor, largest: Tensor | float, dim: Any = None) -> Tensor:
 class ClipEachNorm(LeafRule):
     """u = g * min(1, max_norm / |g|), tensor by tensor."""
 
-    max_norm: float | Tensor
+    max_norm: Hyper = at_least_zero("max_norm value")
 
     def moved(self, g: Tensor, p: Any) -> Tensor:
         """Return the gradient, scaled by itself."""
         return _shortened(g, _on(self.max_norm, g))
 
 
-def clip_each_norm(max_norm: float | Tensor) -> GradientTransformation:
+@transformation_of(ClipEachNorm)
+def clip_each_norm() -> None:
     """Return the transformation that scales each tensor so that its norm is at most `max_norm`.
 
     The update is u = g min(1, max_norm / |g|). The coefficient is differentiated.
@@ -204,24 +194,18 @@ def clip_each_norm(max_norm: float | Tensor) -> GradientTransformation:
         max_norm: The largest Euclidean norm, >= 0; a number, or a 0-dim tensor, which is
             differentiated.
 
-    Raises:
-        ValueError: A negative `max_norm`.
-
     Example:
         >>> clip_each_norm(1.0).update([torch.tensor([3.0, 4.0]), torch.tensor([0.5])], ())[0]
         [tensor([0.6000, 0.8000]), tensor([0.5000])]
     """
-    if are_numbers(max_norm) and not max_norm >= 0:
-        raise ValueError(f"clip_each_norm: expected max_norm >= 0, got {max_norm}")
-    return as_transformation(ClipEachNorm(_threshold(max_norm)), already_flattened=False)
 
 
 @dataclass(frozen=True)
 class AdaptiveClip(LeafRule):
     """u = g * min(1, clipping * max(|p|, eps) / |g|), unit by unit."""
 
-    clipping: float | Tensor
-    eps: float | Tensor
+    clipping: Hyper = at_least_zero("clipping value", 0.01)
+    eps: Hyper = at_least_zero("epsilon value", 1e-3)
     reads_params: ClassVar[bool] = True
     complex_numbers: ClassVar[str] = "whole"
 
@@ -233,9 +217,8 @@ class AdaptiveClip(LeafRule):
         return _shortened(g, _on(self.clipping, size) * size, dim)
 
 
-def adaptive_clip(
-    clipping: float | Tensor = 0.01, eps: float | Tensor = 1e-3
-) -> GradientTransformation:
+@transformation_of(AdaptiveClip)
+def adaptive_clip() -> None:
     """Return the transformation that clips gradients relative to the norm of their parameters.
 
     The update is u = g min(1, clipping max(|p|, eps) / |g|). Norms are taken for each unit: over
@@ -245,10 +228,6 @@ def adaptive_clip(
         clipping: Largest ratio of the two norms, >= 0; a number, or a 0-dim tensor, which is
             differentiated.
         eps: Lower bound of the norm of a parameter, >= 0; a number or a tensor as `clipping`.
-
-    Raises:
-        ValueError: A negative argument.
-        AssertionError: From `update`, when it is called without `params`.
 
     References:
         A. Brock, S. De, S. L. Smith, K. Simonyan, High-Performance Large-Scale Image Recognition
@@ -261,9 +240,3 @@ def adaptive_clip(
         >>> clip.update(g, clip.init(p), params=p)[0]  # |p| = 5, so |u| = 0.5
         tensor([0.0000, 0.5000])
     """
-    if are_numbers(clipping, eps) and not (clipping >= 0 and eps >= 0):
-        raise ValueError(
-            f"adaptive_clip: expected clipping >= 0 and eps >= 0, got {clipping}, {eps}"
-        )
-    rule = AdaptiveClip(_threshold(clipping), _threshold(eps))
-    return as_transformation(rule, already_flattened=False)

@@ -179,7 +179,11 @@ def transformation(
     def for_lists(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
         return impl(*args, already_flattened=True, **kwargs)
 
-    vars(impl)["__signature__"] = with_flattened(make)
+    signature = inspect.signature(make).replace(return_annotation=GradientTransformation)
+    for function in (for_trees, for_lists):
+        vars(function)["__signature__"] = signature
+        function.__annotations__ = make.__annotations__ | {"return": GradientTransformation}
+    vars(impl)["__signature__"] = with_flattened(for_trees)
     factory = cast("TransformationFactory[P]", for_trees)
     factory.flat = for_lists
     factory.impl = impl
