@@ -666,6 +666,31 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         LeafTypeError,
         ("a parameter: expected a tensor, got None",),
     ),
+    "a tensor for a prox": (
+        lambda: solvers.ProximalGradient(prox=torch.ones(3)),
+        TypeError,
+        ("prox: expected a function of (v, step, *args)", "tensor of shape (3,)"),
+    ),
+    "a tensor for a loss": (
+        lambda: solvers.LevenbergMarquardt(loss=torch.ones(3)),
+        ValueError,
+        ("loss: expected one of 'linear'", "tensor of shape (3,)"),
+    ),
+    "an array for a matrix": (
+        lambda: torchopt.linalg.cg(np.ones((9, 9)), torch.ones(9)),
+        TypeError,
+        ("must be a callable, a matrix", "leaf of type ndarray"),
+    ),
+    "tensors for betas": (
+        lambda: torchopt.adam(betas={"b1": torch.ones(9)}),
+        ValueError,
+        ("Invalid betas: expected 2 numbers", "got 1"),
+    ),
+    "a list for a step size": (
+        lambda: torchopt.transform.scale_by_adam(b1=(torch.ones(9),)),
+        TypeError,
+        ("expected a number or a tensor", "(tensor of shape (9,))"),
+    ),
     **{
         f"a constructor in {make.__name__}": (
             lambda make=make, rest=rest: make(torchopt.adam, *rest),

@@ -114,6 +114,6 @@ _WORKER_FAILURES = {
     "timed out": "did not finish in time",
     "lost": "is lost: its process was killed or its machine cannot be reached;"
     " the connection ended",
-    "left": "came to its end while others still need it",
+    "left": "exited while others still needed it",
     "differs": "differs from the others",
 }

@@ -240,7 +240,7 @@ def prefix_leaves(prefix: Any, tree: Any, what: str) -> list[Any]:
         return tree_leaves(broadcast(prefix, tree, none_is_leaf=True), none_is_leaf=True)
     except (ValueError, TypeError) as error:
         where, expected, got = _first_difference(tree_structure(prefix, none_is_leaf=True), tree)
-        advice = "one value counts for everything below it"
+        advice = "one value applies to everything below it"
         if isinstance(prefix, dict) and isinstance(tree, (tuple, list)):
             advice = (
                 "an optimizer of a module has a tuple of its tensors, those of a sub-module sorted "

@@ -235,6 +235,13 @@ def module_clone(
         detach_buffers: Copy and detach the buffers.
         device: Where to put the tensors.
 
+    Returns:
+        An object of the class of `target`.
+
+    Raises:
+        TypeError: `target` is a tree with a leaf that is not a tensor.
+        AssertionError: An unknown `by`.
+
     Example:
         >>> net = nn.Linear(2, 1)
         >>> clone = module_clone(net, by="deepcopy")

@@ -17,12 +17,25 @@ __all__ = ["AdamOp"]
 class AdamOp:
     """Adam's direction in one native call; see `torchopt.transform.scale_by_accelerated_adam`.
 
+    The hyper-parameters are numbers, or 0-dim tensors, which are differentiated.
+
     Args:
-        b1: Decay of the first moment. Numbers, or 0-dim tensors, which are differentiated.
-        b2: Decay of the second moment.
-        eps: Added to the root.
-        eps_root: Added under the root.
+        b1: Decay of the first moment, in [0, 1).
+        b2: Decay of the second moment, in [0, 1).
+        eps: Added to the root, >= 0.
+        eps_root: Added under the root, >= 0.
         inplace: Write the new moments into the old ones.
+
+    Raises:
+        ValueError: A hyper-parameter is out of range.
+        KernelUnavailableError: From a call, for a dtype or device without a kernel.
+
+    Example:
+        >>> import torch
+        >>> direction = AdamOp(eps=0.0)
+        >>> mu, nu = torch.zeros(2), torch.zeros(2)
+        >>> direction(mu, nu, torch.tensor([3.0, -0.2]), 1)[2]
+        tensor([ 1.0000, -1.0000])
     """
 
     def __init__(
@@ -40,7 +53,14 @@ class AdamOp:
     def __call__(
         self, mu: Tensor, nu: Tensor, updates: Tensor | None, count: Any
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return (mu', nu', direction) of the step `count`, counted from 1."""
+        """Return (mu', nu', direction) of one step.
+
+        Args:
+            mu: The first moment.
+            nu: The second moment, like `mu`.
+            updates: The gradient, like `mu`; None leaves the moments as they are.
+            count: The number of the step, from 1.
+        """
         if updates is None:
             return mu, nu, None
         learned = [getattr(self.rule, name) for name in self.rule.fields_with_tensors]

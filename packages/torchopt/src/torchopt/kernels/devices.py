@@ -152,14 +152,14 @@ def refusal(
     """
     for g in grads:
         if type(g) not in PLAIN and (plain or not isinstance(g, FakeTensor)):
-            return unavailable(f"the fused kernels serve plain tensors, got a {type(g).__name__}")
+            return unavailable(f"the fused kernels support plain tensors, got a {type(g).__name__}")
     for kind in {(g.device, g.dtype): None for g in grads}:
         reason = explain_unavailable(*kind)
         if reason is not None:
             return unavailable(reason)
     for g in grads:
         if g.layout is not torch.strided:
-            return unavailable(f"the fused kernels serve dense tensors, got {g.layout}")
+            return unavailable(f"the fused kernels support dense tensors, got {g.layout}")
         if plain and (is_wrapped(g) or has_tangent(g)):
             return unavailable("a transform follows a gradient")
     for name, role in roles:
@@ -182,8 +182,13 @@ def refusal(
 
 
 def refuse_count(count: Tensor, like: Tensor) -> KernelUnavailableError | None:
-    """Return why no kernel reads the number of a step from `count` for a tensor, None where one
-    does: it would take other bytes for a number.
+    """Return why kernels cannot read the number of a step from `count`, or None if they can.
+
+    They read its memory, so bytes of another dtype or device would be taken for a number.
+
+    Args:
+        count: The number of the step.
+        like: A tensor that is stepped.
     """
     whole = count.dtype == torch.int64 and count.dim() == 0 and not count.is_neg()
     if whole and count.device == like.device:

@@ -40,6 +40,13 @@ def ns(
         alpha: α; None: 1.
         on_fail: What to do if the series diverges: "raise", "warn" or "ignore".
 
+    Returns:
+        The sum, a tree like b.
+
+    Raises:
+        TypeError: A matrix is not square, or b is not a tree of floating-point or complex tensors.
+        LinearSolveError: `on_fail` is "raise" and the series diverges.
+
     Example:
         >>> import torch
         >>> ns(torch.tensor([[0.5]]), torch.tensor([1.0]), maxiter=30)

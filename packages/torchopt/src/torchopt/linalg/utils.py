@@ -44,7 +44,7 @@ def normalize_matvec(matvec: Any) -> Callable[[Any], Any]:
         if not isinstance(matrix, Tensor):
             raise TypeError(
                 "Linear operator must be a callable, a matrix or a tree of matrices, but has a "
-                f"leaf: {matrix!r}"
+                f"leaf of type {type(matrix).__name__}"
             )
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise TypeError(

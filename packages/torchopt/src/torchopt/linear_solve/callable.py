@@ -14,6 +14,7 @@ from torchopt.linear_solve.dense import direct_result
 from torchopt.linear_solve.iterate import safe_norm
 from torchopt.linear_solve.operator import BoundOperator
 from torchopt.linear_solve.solver import Computed, Solver
+from torchopt.shown import shown
 
 __all__ = ["CallableSolver", "as_solver"]
 
@@ -63,7 +64,7 @@ def as_solver(solve: Callable[[Callable[[Any], Any], Any], Any]) -> Solver:
         raise TypeError(f"solve: expected a solver, got the class {name}; call it: {name}()")
     if not callable(solve):
         raise TypeError(
-            f"solve: expected a solver or a function of (matvec, b), got {solve!r:.40}; pass one "
+            f"solve: expected a solver or a function of (matvec, b), got {shown(solve)}; pass one "
             "of torchopt.linear_solve, such as CG()"
         )
     return CallableSolver(solve)

@@ -93,7 +93,7 @@ class Kronecker:
             raise ValueError(
                 "kronecker: expected the parameters of whole layers, by the names that they have "
                 f"in the module, got a dict where {odd[0]!r} is "
-                f"{'missing' if odd[0] in known else 'too much'}."
+                f"{'missing' if odd[0] in known else 'unknown'}."
             )
         solved = {k: x for block in blocks for k, x in block.solved(tree).items()}
         return {name: solved[name] for name in tree}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.shown import shown
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
 
 __all__ = ["Layout"]
@@ -48,7 +49,7 @@ class Layout:
         """
         leaves, spec = tree_flatten(tree)
         if not leaves:
-            raise TypeError(f"{what}: expected a tree with at least one tensor, got {tree!r}")
+            raise TypeError(f"{what}: expected a tree with at least one tensor, got {shown(tree)}")
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"{what}: expected tensors, got {type(leaf).__name__}")

@@ -32,7 +32,7 @@ class Neumann(Solver):
 
     Attributes:
         maxiter: The highest power, >= 0.
-        alpha: The factor α, dimension of A⁻¹; None: 1.
+        alpha: The factor α, in the units of A⁻¹; None: 1.
         ridge: Solve with A + ridge I; None: no ridge.
         on_fail: What to do if the series diverges or was truncated too early: "raise", "warn" or
             "ignore".

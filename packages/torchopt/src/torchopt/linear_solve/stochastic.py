@@ -22,6 +22,7 @@ from torchopt.linear_solve.iterate import norm, unit, wide, widened
 from torchopt.linear_solve.operator import BoundOperator
 from torchopt.linear_solve.result import OnFail, Status
 from torchopt.linear_solve.solver import Computed, Solver
+from torchopt.shown import shown
 from torchopt.tree_function import max_over_batch
 
 __all__ = ["StochasticGradient", "StochasticNeumann"]
@@ -104,7 +105,7 @@ def _require_count(
     solver: str, name: str, count: Any, expected: str, most: float = math.inf
 ) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
-        raise ValueError(f"{solver}: {name}: expected {expected}, got {count!r}.")
+        raise ValueError(f"{solver}: {name}: expected {expected}, got {shown(count)}.")
 
 
 @dataclass(frozen=True)

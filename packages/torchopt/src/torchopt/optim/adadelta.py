@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `AdaDelta` was published."""
+"""The published import path of `AdaDelta`."""
 
 from torchopt.optim import AdaDelta, Adadelta
 

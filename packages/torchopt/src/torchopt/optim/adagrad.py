@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `AdaGrad` was published."""
+"""The published import path of `AdaGrad`."""
 
 from torchopt.optim import AdaGrad, Adagrad
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `Adam` was published."""
+"""The published import path of `Adam`."""
 
 from torchopt.optim import Adam
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `AdaMax` was published."""
+"""The published import path of `AdaMax`."""
 
 from torchopt.optim import AdaMax, Adamax
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `AdamW` was published."""
+"""The published import path of `AdamW`."""
 
 from torchopt.optim import AdamW
 

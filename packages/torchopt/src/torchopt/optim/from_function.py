@@ -146,7 +146,7 @@ def _initializer(
 
 
 class _Remembering:
-    """A function that caches its results for numbers, which is safe because they have no state.
+    """A function that caches its results for numbers; transformations have no state.
 
     In meta-learning each task makes the same optimizer again, which would take as long as a step.
     """

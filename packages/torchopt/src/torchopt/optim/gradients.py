@@ -101,7 +101,7 @@ def gradients(
         explained = explain_no_derivative("step(loss)", error)
         if explained is None and "backward through the graph a second time" in str(error):
             explained = NotDifferentiableError(
-                "step(loss): expected a loss whose graph is there, got one that was freed by "
+                "step(loss): expected a loss with its graph, got one whose graph was freed by "
                 "loss.backward() or an earlier step; step computes the gradient itself, so leave "
                 "out backward(), and compute the loss again for each step."
             )

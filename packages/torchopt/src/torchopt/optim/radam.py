@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `RAdam` was published."""
+"""The published import path of `RAdam`."""
 
 from torchopt.optim import RAdam
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `RMSProp` was published."""
+"""The published import path of `RMSProp`."""
 
 from torchopt.optim import RMSProp, RMSprop
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `SGD` was published."""
+"""The published import path of `SGD`."""
 
 from torchopt.optim import SGD
 

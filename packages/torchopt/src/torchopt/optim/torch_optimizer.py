@@ -17,6 +17,7 @@ from torchopt import alias
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.optim.named_state import FORMAT, Group, load_named_state, named_state, walk
 from torchopt.optim.states import Caster, StepLock
+from torchopt.shown import shown
 from torchopt.transform.base import LeafRule
 from torchopt.tree import tree_structure, tree_unflatten
 from torchopt.update import add_, writable
@@ -71,7 +72,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         if not callable(make):
             raise TypeError(
                 "TorchOptimizer(params, make): expected a function of hyper-parameters, got "
-                f"{make!r:.80}; pass the function and its arguments, such as torchopt.adam, "
+                f"{shown(make)}; pass the function and its arguments, such as torchopt.adam, "
                 "lr=0.1, or lambda lr: torchopt.chain(...)"
             )
         self.make = make

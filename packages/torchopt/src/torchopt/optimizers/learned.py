@@ -24,6 +24,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.precision import widened
+from torchopt.shown import shown
 from torchopt.transform.base import LeafRule, as_transformation
 
 __all__ = [
@@ -220,7 +221,7 @@ def learned_lstm(weights: Weights, *, step_scale: float | Tensor = 0.1) -> Gradi
 def _require_sizes(sizes: Any, what: str) -> None:
     counts = isinstance(sizes, Sequence) and all(isinstance(n, int) and n >= 1 for n in sizes)
     if not counts:
-        raise ValueError(f"{what}: expected counts of at least 1, got {sizes!r}")
+        raise ValueError(f"{what}: expected counts of at least 1, got {shown(sizes)}")
 
 
 def _require_weights(weights: Any, what: str) -> None:

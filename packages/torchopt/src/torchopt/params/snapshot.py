@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchopt.params.containers import named_containers, parameter_slots
 from torchopt.params.lineage import descend, inherit_hooks
+from torchopt.shown import shown
 from torchopt.tree import tree_leaves
 from torchopt.typing import Device
 
@@ -66,7 +67,7 @@ ModuleState.__module__ = "torchopt.utils"
 def copy_tensor(x: Tensor, by: str, device: Device | None) -> Tensor:
     """Return `x`, a copy in the graph, or a detached copy; see `extract_state_dict`."""
     if by not in MODES:
-        raise AssertionError(f"`by` must be one of {', '.join(map(repr, MODES))}; got {by!r}")
+        raise AssertionError(f"`by` must be one of {', '.join(map(repr, MODES))}; got {shown(by)}")
     if by in ("reference", "ref"):
         out = x
         if device is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.solver import Solver as LinearSolver
+from torchopt.shown import shown
 from torchopt.solvers.base import (
     FlatMap,
     Function,
@@ -73,7 +74,7 @@ class LeastSquares(Solver):
         if not named and not callable(self.loss):
             raise ValueError(
                 f"loss: expected one of {', '.join(map(repr, LOSSES))} or a function of the "
-                f"squared residuals, got {self.loss!r}"
+                f"squared residuals, got {shown(self.loss)}"
             )
         if isinstance(self.scale, (int, float)) and not self.scale > 0:
             raise ValueError(f"scale: expected a number > 0, got {self.scale}")
@@ -81,7 +82,7 @@ class LeastSquares(Solver):
         if solver not in (None, "dense", "blocks") and not isinstance(solver, LinearSolver):
             raise ValueError(
                 "step_solver: expected None, 'dense', 'blocks' or a solver of "
-                f"torchopt.linear_solve, got {solver!r}"
+                f"torchopt.linear_solve, got {shown(solver)}"
             )
 
     # --- the method -------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ class LeastSquares(Solver):
                     "real and the imaginary part of a complex residual"
                 )
         if not leaves:
-            raise TypeError(f"{what}: expected a tree with at least one tensor, got {value!r}")
+            raise TypeError(f"{what}: expected a tree with at least one tensor, got {shown(value)}")
         if blocks is None:
             return torch.cat([leaf.reshape(leaf.numel()) for leaf in leaves])
         _require_blocks([leaf.shape for leaf in leaves], blocks, what)

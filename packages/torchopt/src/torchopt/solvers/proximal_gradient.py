@@ -14,6 +14,7 @@ from torchopt.diff.implicit.equation import displacement
 from torchopt.linear_solve.iterate import dot, iterate, norm
 from torchopt.linear_solve.layout import Layout
 from torchopt.precision import present_autocast
+from torchopt.shown import shown
 from torchopt.solvers.base import (
     Function,
     Outcome,
@@ -178,7 +179,9 @@ class ProximalGradient(_CompositeSolver):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(self.prox):
-            raise TypeError(f"prox: expected a function of (v, step, *args), got {self.prox!r}")
+            raise TypeError(
+                f"prox: expected a function of (v, step, *args), got {shown(self.prox)}"
+            )
 
     def proximal(self, x: Any, step: Any, args: tuple[Any, ...]) -> Any:
         """Return the prox of step times the penalty."""
@@ -212,7 +215,7 @@ class ProjectedGradient(_CompositeSolver):
         super().__post_init__()
         if not callable(self.projection):
             raise TypeError(
-                f"projection: expected a function of (v, *args), got {self.projection!r}"
+                f"projection: expected a function of (v, *args), got {shown(self.projection)}"
             )
 
     def proximal(self, x: Any, step: Any, args: tuple[Any, ...]) -> Any:

@@ -114,7 +114,7 @@ def gradient_in_transform(
         at: The tensors at which to differentiate.
 
     Returns:
-            The gradients, and the further outputs, whose tensors belong to the caller's level.
+        The gradients, and the further outputs, whose tensors belong to the caller's level.
     """
     internals: Any = eager_transforms
     with internals.grad_increment_nesting() as level, torch.enable_grad():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from torchopt.base import Driver, GradientTransformation, require_transformation
+from torchopt.shown import shown
 from torchopt.transform.masked import part_of
 from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_leaves, tree_unflatten
 
@@ -37,7 +38,7 @@ class Partition(Driver):
                 known = str(list(self.transformations))
                 raise ValueError(
                     f"partition(transformations, labels): expected one of the labels {known[:160]},"
-                    f" got {label!r:.80}"
+                    f" got {shown(label)}"
                 )
         return found
 

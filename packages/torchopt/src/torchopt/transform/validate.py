@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from torchopt.shown import shown
+
 __all__ = [
     "Hyper",
     "are_numbers",
@@ -153,7 +155,7 @@ def _is_number(value: Hyper | None, what: str) -> bool:
             f"Invalid {what}: expected a number or a tensor, got {kind} of torch; pass one of "
             "torchopt.schedule, or step torchopt.optim.TorchOptimizer, which takes such schedulers"
         )
-    raise TypeError(f"Invalid {what}: expected a number or a tensor, got {value!r:.80} ({kind})")
+    raise TypeError(f"Invalid {what}: expected a number or a tensor, got {shown(value)} ({kind})")
 
 
 def unpacked(values: Iterable[Any], name: str, usual: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -174,12 +176,12 @@ def unpacked(values: Iterable[Any], name: str, usual: tuple[Any, ...]) -> tuple[
         pair = (values, *usual[1:]) if _is_float(values) else usual
         after = "; the step size is lr, the argument before betas" * (name == "betas")
         raise TypeError(
-            f"{wanted}, got {values!r:.80} ({type(values).__name__}); pass {name}={pair}{after}"
+            f"{wanted}, got {shown(values)} ({type(values).__name__}); pass {name}={pair}{after}"
         )
     entries = tuple(values)
     if len(entries) != count:
-        shown = ", ".join(_shown(entry) for entry in entries[:4])
-        raise ValueError(f"{wanted}, got {len(entries)}: ({shown}{', ...' * (len(entries) > 4)})")
+        listed = ", ".join(_shown(entry) for entry in entries[:4])
+        raise ValueError(f"{wanted}, got {len(entries)}: ({listed}{', ...' * (len(entries) > 4)})")
     return entries
 
 

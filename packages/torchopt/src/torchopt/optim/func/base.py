@@ -80,6 +80,9 @@ class FuncOptimizer:
                 that the loss does not use, are returned unchanged.
             inplace: Overrides the default given to the constructor.
 
+        Returns:
+            A tree like `params`: new tensors, or with `inplace` the same ones.
+
         Raises:
             TypeError: `loss` is not a tensor, or a parameter is not.
             ValueError: `loss` is not a scalar, a parameter occurs twice, or the loaded state is

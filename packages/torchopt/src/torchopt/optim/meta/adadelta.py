@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `MetaAdaDelta` was published."""
+"""The published import path of `MetaAdaDelta`."""
 
 from torchopt.optim.meta import MetaAdaDelta, MetaAdadelta
 

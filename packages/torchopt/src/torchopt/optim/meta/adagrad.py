@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `MetaAdaGrad` was published."""
+"""The published import path of `MetaAdaGrad`."""
 
 from torchopt.optim.meta import MetaAdaGrad, MetaAdagrad
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `MetaAdam` was published."""
+"""The published import path of `MetaAdam`."""
 
 from torchopt.optim.meta import MetaAdam
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `MetaAdaMax` was published."""
+"""The published import path of `MetaAdaMax`."""
 
 from torchopt.optim.meta import MetaAdaMax, MetaAdamax
 

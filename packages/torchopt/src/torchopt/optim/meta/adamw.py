@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `MetaAdamW` was published."""
+"""The published import path of `MetaAdamW`."""
 
 from torchopt.optim.meta import MetaAdamW
 

@@ -20,6 +20,7 @@ from torchopt.params.load import start_from_what_is_loaded
 from torchopt.params.second_order import warn_of_missing_second_derivatives
 from torchopt.params.sharded import gather_in_graph
 from torchopt.params.watched import reads_plainly, refuse_reentrant, watch_one
+from torchopt.shown import shown
 from torchopt.tree import tree_map
 from torchopt.typing import ModuleTensorContainers
 
@@ -97,7 +98,7 @@ class MetaOptimizer(StateGroups):
         require_transformation(impl, "MetaOptimizer(module, impl)", duck=False)
         if detach_every is not None and not (isinstance(detach_every, int) and detach_every > 0):
             raise ValueError(
-                f"detach_every: expected a positive integer or None, got {detach_every!r}"
+                f"detach_every: expected a positive integer or None, got {shown(detach_every)}"
             )
         self.impl = impl
         self.impls: list[GradientTransformation] = []

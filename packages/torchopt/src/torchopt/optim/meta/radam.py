@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `MetaRAdam` was published."""
+"""The published import path of `MetaRAdam`."""
 
 from torchopt.optim.meta import MetaRAdam
 

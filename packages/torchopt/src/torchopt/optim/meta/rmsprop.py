@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `MetaRMSProp` was published."""
+"""The published import path of `MetaRMSProp`."""
 
 from torchopt.optim.meta import MetaRMSProp, MetaRMSprop
 

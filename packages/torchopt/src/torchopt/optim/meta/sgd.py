@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `MetaSGD` was published."""
+"""The published import path of `MetaSGD`."""
 
 from torchopt.optim.meta import MetaSGD
 
