@@ -691,6 +691,46 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         TypeError,
         ("expected a number or a tensor", "(tensor of shape (9,))"),
     ),
+    "a module for FuncOptimizer": (
+        lambda: torchopt.FuncOptimizer(ADAM).step(torch.ones(()), net()),
+        LeafTypeError,
+        ("step(loss, params): a parameter: expected a tensor, got Sequential", "named_parameters"),
+    ),
+    "an array for FuncOptimizer": (
+        lambda: torchopt.FuncOptimizer(ADAM).step(torch.ones(()), {"w": np.ones(1)}),
+        LeafTypeError,
+        ("at $['w']", "expected a tensor, got ndarray", "torch.from_numpy"),
+    ),
+    "a module for TorchOptimizer": (
+        lambda: torchopt.optim.TorchOptimizer(net(), torchopt.sgd, lr=0.1),
+        TypeError,
+        ("got a module (Sequential)", "module.parameters()"),
+    ),
+    "a class for TorchOptimizer": (
+        lambda: torchopt.optim.TorchOptimizer([torch.ones(1)], torchopt.SGD, lr=0.1),
+        TypeError,
+        ("expected a function of hyper-parameters, got SGD", "torchopt.adam, lr=0.1"),
+    ),
+    "a static name that is none": (
+        lambda: transform.inject_hyperparams(torchopt.adam, static=["lrr"])(lr=0.1),
+        TypeError,
+        ("expected arguments of make, lr, betas", "got 'lrr'"),
+    ),
+    "a list for a label": (
+        lambda: transform.partition({"a": ADAM}, [["a"]]).init([torch.ones(1)]),
+        ValueError,
+        ("expected one of the labels ['a'], got ['a']",),
+    ),
+    "a bool of numpy in a mask": (
+        lambda: transform.masked(ADAM, {"w": np.bool_(True)}).init({"w": torch.ones(1)}),
+        TypeError,
+        ("expected a tree of bools", "numpy.bool"),
+    ),
+    "nothing for a hook": (
+        lambda: torchopt.register_hook(None),  # type: ignore[arg-type]
+        TypeError,
+        ("expected a function of a derivative, got NoneType",),
+    ),
     **{
         f"a constructor in {make.__name__}": (
             lambda make=make, rest=rest: make(torchopt.adam, *rest),

@@ -85,6 +85,7 @@ def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransforma
         hook: A function of that derivative. It returns a replacement, or None to keep it.
 
     Raises:
+        TypeError: `hook` is not a function.
         NotDifferentiableError: From `update`, in forward mode, which calls no hooks.
 
     Example:
@@ -95,4 +96,8 @@ def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransforma
         >>> torch.autograd.grad(3.0 * u, g)
         (tensor(30.),)
     """
+    if not callable(hook):
+        raise TypeError(
+            f"register_hook(hook): expected a function of a derivative, got {type(hook).__name__}"
+        )
     return as_transformation(RegisterHook(hook), already_flattened=False)

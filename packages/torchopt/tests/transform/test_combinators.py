@@ -9,13 +9,14 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from optimizers import ROWS
 from torch import Tensor
 
 import torchopt
-from torchopt.base import EmptyState
+from torchopt.base import EmptyState, GradientTransformation
 from torchopt.clip import adaptive_clip, clip_by_value, clip_each_norm, clip_grad_norm
 from torchopt.optimizers.native import with_backend
 from torchopt.transform import (
@@ -245,6 +246,23 @@ def test_injected_hyper_parameters_are_learnable() -> None:
         make(lr=-1.0)
     with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rate'"):
         make(learning_rate=0.1)
+
+
+def test_what_is_injected_is_named_by_the_call() -> None:
+    def by_keyword(**options: Any) -> GradientTransformation:
+        return torchopt.adam(**options)
+
+    params = (torch.ones(2, dtype=DOUBLE),)
+    for make, static, options, expected in (
+        (by_keyword, (), {"lr": 0.5, "eps": 0.25}, {"lr", "eps"}),
+        (torchopt.adam, "lr", {"lr": 0.5, "eps": 0.25}, {"eps"}),
+        (torchopt.adam, (), {"lr": np.float32(0.5), "eps": 0.25}, {"lr", "eps"}),
+    ):
+        optimizer = inject_hyperparams(make, static=static)(**options)
+        state = optimizer.init(params)
+        assert set(state.hyperparams) == expected
+        updates, _ = optimizer.update(params, state, params=params, inplace=False)
+        torch.testing.assert_close(updates[0], params[0] * (-0.5 / 1.25), rtol=1e-14, atol=0.0)
 
 
 def test_injected_schedules_are_seen_in_the_state() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import required
 
 from torchopt import alias
@@ -69,7 +69,13 @@ class TorchOptimizer(torch.optim.Optimizer):
         make: Callable[..., GradientTransformation],
         **hyper_parameters: Any,
     ) -> None:
-        if not callable(make):
+        if isinstance(params, nn.Module):
+            raise TypeError(
+                "TorchOptimizer(params, make): expected tensors to optimize, got a module "
+                f"({type(params).__name__}); pass module.parameters()"
+            )
+        is_class = isinstance(make, type) and not issubclass(make, GradientTransformation)
+        if is_class or not callable(make):
             raise TypeError(
                 "TorchOptimizer(params, make): expected a function of hyper-parameters, got "
                 f"{shown(make)}; pass the function and its arguments, such as torchopt.adam, "

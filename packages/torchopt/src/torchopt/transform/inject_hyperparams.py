@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class InjectHyperparamsState(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_injected(value: Any) -> bool:
@@ -82,7 +83,7 @@ class InjectHyperparams(Driver):
 
 
 def inject_hyperparams(
-    make: Callable[..., GradientTransformation], *, static: Iterable[str] = ()
+    make: Callable[..., GradientTransformation], *, static: str | Iterable[str] = ()
 ) -> Callable[..., GradientTransformation]:
     """Return `make` with its hyper-parameters moved into the state, as tensors.
 
@@ -91,7 +92,7 @@ def inject_hyperparams(
 
     Args:
         make: A function that returns a transformation, such as `torchopt.adam`.
-        static: The names of arguments that are not moved.
+        static: The names of arguments that are not moved, or one name.
 
     Returns:
         A function with the arguments of `make`. Of the arguments of a call, numbers, tensors and
@@ -101,7 +102,8 @@ def inject_hyperparams(
         `static` are not moved.
 
     Raises:
-        TypeError: `make` is not a function; from the function returned: an unknown argument.
+        TypeError: `make` is not a function; from the function returned: an unknown argument, or a
+            name in `static` that is not one.
 
     Example:
         >>> import torchopt
@@ -119,11 +121,22 @@ def inject_hyperparams(
             "inject_hyperparams(make): expected a function such as torchopt.adam, got "
             f"{type(make).__name__}; write inject_hyperparams(torchopt.adam)(lr=0.1)"
         )
+    fixed = {static} if isinstance(static, str) else frozenset(static)
 
     def injected(*args: Any, **kwargs: Any) -> GradientTransformation:
         signature = inspect.signature(make)
         values = signature.bind(*args, **kwargs).arguments
-        kept = frozenset(static) | {n for n, p in signature.parameters.items() if _is_count(p)}
+        arguments = dict(signature.parameters)
+        rest_of = [n for n, p in arguments.items() if p.kind is p.VAR_KEYWORD]
+        for name in rest_of:
+            values |= values.pop(name, {})
+        unknown = sorted(fixed - arguments.keys())
+        if unknown and not rest_of:
+            raise TypeError(
+                f"inject_hyperparams(make, static=...): expected arguments of make, "
+                f"{', '.join(arguments)}, got {unknown[0]!r}"
+            )
+        kept = fixed | {n for n, p in arguments.items() if _is_count(p)}
         numbers = {n: v for n, v in values.items() if n not in kept and _is_injected(v)}
         schedules = {
             n: v

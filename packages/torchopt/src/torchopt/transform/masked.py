@@ -37,9 +37,11 @@ def mask_leaves(mask: Any, tree: Any, what: str) -> list[bool]:
     kept = [False if gone and value is None else value for value, gone in zip(kept, absent)]
     for value in kept:
         if not isinstance(value, bool):
+            kind = type(value)
+            name = kind.__name__ if kind.__name__ != "bool" else f"{kind.__module__}.bool"
             raise TypeError(
                 f"{what}: expected a tree of bools, or a function that returns one for the "
-                f"parameters; got a leaf of type {type(value).__name__}"
+                f"parameters; got a leaf of type {name}"
             )
     return kept
 

@@ -34,11 +34,11 @@ class Partition(Driver):
         found = prefix_leaves(labels, tree, "partition(transformations, labels)")
         for label, leaf in zip(found, tree_leaves(tree, none_is_leaf=True)):
             # A missing leaf needs no label.
-            if label not in self.transformations and not (leaf is None and label is None):
-                known = str(list(self.transformations))
+            known = isinstance(label, Hashable) and label in self.transformations
+            if not known and not (leaf is None and label is None):
                 raise ValueError(
-                    f"partition(transformations, labels): expected one of the labels {known[:160]},"
-                    f" got {shown(label)}"
+                    "partition(transformations, labels): expected one of the labels "
+                    f"{str(list(self.transformations))[:160]}, got {shown(label)}"
                 )
         return found
 

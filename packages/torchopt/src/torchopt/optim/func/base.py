@@ -84,7 +84,7 @@ class FuncOptimizer:
             A tree like `params`: new tensors, or with `inplace` the same ones.
 
         Raises:
-            TypeError: `loss` is not a tensor, or a parameter is not.
+            TypeError: `loss` or a parameter is not a tensor.
             ValueError: `loss` is not a scalar, a parameter occurs twice, or the loaded state is
                 that of another optimizer or of other parameters.
             NotDifferentiableError: `loss` depends on none of the parameters.
@@ -94,20 +94,18 @@ class FuncOptimizer:
 
     def _step(self, loss: Tensor, params: Params, inplace: bool | None) -> Params:
         inplace = self.inplace if inplace is None else bool(inplace)
+        leaves, spec = tree_flatten(params)
+        if not all(isinstance(p, Tensor) for p in leaves):
+            require_tensor_tree(params, "step(loss, params): a parameter")
         state = self.optim_state
         if isinstance(state, UninitializedState):
             state = self.impl.init(params)
         elif not self._fits:
             state = fitted_state(state, self.impl, params, "state")
-        leaves, spec = tree_flatten(params)
         names = [str(path) for path in tree_paths(params)]
         require_distinct(leaves, names)
         keep_graph = not inplace and torch.is_grad_enabled()
-        try:
-            grads = gradients(loss, leaves, names, create_graph=keep_graph)
-        except AttributeError:
-            require_tensor_tree(params, "step(loss, params): a parameter")
-            raise
+        grads = gradients(loss, leaves, names, create_graph=keep_graph)
         found = None if inplace else short_step(self.impl, leaves, grads, state)
         if found is not None:
             stepped: Any = tree_unflatten(spec, found[0])
