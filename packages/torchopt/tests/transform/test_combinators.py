@@ -30,6 +30,7 @@ from torchopt.transform import (
     lookahead,
     masked,
     partition,
+    scale,
 )
 
 DOUBLE = torch.float64
@@ -102,6 +103,29 @@ def test_frozen_parameters_and_their_state_stay() -> None:
     assert [c.item() for c in state[1][0].count] == [0, 1, 1]
     with pytest.raises(TypeError, match=r"freeze\(mask\): expected a tree of bools"):
         freeze({"body": 1, "head": False}).init(params)
+
+
+MASK = {"w": True, "b": False}
+SEES_TREES = {
+    "freeze": lambda: freeze(MASK),
+    "masked": lambda: masked(scale(0.5), MASK),
+    "partition": lambda: partition(
+        {"fast": scale(3.0), "slow": scale(0.5)}, {"w": "slow", "b": "fast"}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEES_TREES)
+def test_a_flat_chain_hands_the_tree_to_masks(name: str) -> None:
+    params = {"w": torch.tensor([2.0, 4.0]), "b": torch.tensor([6.0])}
+    found = []
+    for make in (torchopt.chain, torchopt.chain.flat):
+        t = make(SEES_TREES[name](), torchopt.sgd(1.0))
+        updates, _ = t.update(params, t.init(params), params=params, inplace=False)
+        found.append({k: u if u is None else u.tolist() for k, u in updates.items()})
+    assert found[0] == found[1]
+    assert found[0]["w"] == (None if name == "freeze" else [-1.0, -2.0])
+    assert found[0]["b"] == ([-18.0] if name == "partition" else [-6.0])
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -529,11 +553,11 @@ def test_accumulate_takes_the_tuple_of_autograd_grad_for_a_list_of_parameters() 
     params = [torch.ones(2), torch.ones(3)]
     optimizer = accumulate(torchopt.sgd(0.5), every=2)
     state = optimizer.init(params)
-    for scale in (1.0, 2.0, 3.0, 5.0):
-        grads = (torch.full((2,), scale), None if scale == 2.0 else torch.full((3,), scale))
+    for size in (1.0, 2.0, 3.0, 5.0):
+        grads = (torch.full((2,), size), None if size == 2.0 else torch.full((3,), size))
         updates, state = optimizer.update(grads, state, params=params, inplace=False)
         assert isinstance(updates, tuple)
-        if scale in (1.0, 3.0):
+        if size in (1.0, 3.0):
             assert updates == (None, None)
     torch.testing.assert_close(updates, (torch.full((2,), -2.0), torch.full((3,), -2.0)))
 

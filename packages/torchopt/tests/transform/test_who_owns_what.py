@@ -87,6 +87,21 @@ def test_what_a_caller_overwrites_does_not_reach_the_state(name: str) -> None:
         state = new
 
 
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_steps_are_in_place_unless_told_otherwise(name: str) -> None:
+    update = TRANSFORMATIONS[name]().update
+    assert inspect.signature(update).parameters["inplace"].default is True
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_state_of_fewer_or_more_leaves_is_refused(number: int) -> None:
+    grads = list(draw(1).values())
+    for t in (transform.trace.flat(0.9), transform.scale_by_adam.flat()):
+        state = t.init([torch.ones(2, dtype=DOUBLE)] * number)
+        with pytest.raises(ValueError, match=f"expected a state for 3 leaves.* has {number}"):
+            t.update(grads, state, inplace=False)
+
+
 @pytest.mark.parametrize("name", ["trace", "trace_nesterov", "scale_by_adopt", "scale_by_lion"])
 def test_what_a_caller_overwrites_does_not_reach_a_state_that_cannot_be_written(name: str) -> None:
     """A step in place makes new tensors instead of writing into leaves that require grad."""
