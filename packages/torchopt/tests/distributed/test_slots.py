@@ -97,6 +97,11 @@ def test_vectors_for_which_there_is_no_room_are_not_taken(tmp_path):
     assert own.put([whole, whole[:1]], 0, 2) is None
 
 
+def test_vectors_on_another_device_are_not_taken(tmp_path):
+    own, _ = opened(tmp_path, 2)
+    assert own.put([torch.ones(3, device="meta")], 0, 1) is None
+
+
 @pytest.mark.parametrize("what", ["nothing", "no process", "another process", "a smaller file"])
 def test_memory_that_is_not_there_is_not_opened(tmp_path, what):
     path = tmp_path / "slots"

@@ -86,16 +86,16 @@ class Slots:
         """Copy vectors of one dtype into the slot of this rank, one after the other.
 
         Args:
-            parts: The vectors, on the CPU.
+            parts: The vectors, on one device.
             start: Where to put them, as a multiple of 64 bytes from the start of the slot. What was
                 there must have been summed by all ranks.
             number: A number that grows with each call, of 48 bits; the same on every rank.
 
         Returns:
-            The sum to be; None: there is no room for them.
+            The sum to be; None: there is no room for them, or they are not on the CPU.
         """
         dtype, count = parts[0].dtype, sum(x.numel() for x in parts)
-        if start + count * dtype.itemsize > self.room:
+        if not parts[0].is_cpu or start + count * dtype.itemsize > self.room:
             return None
         slots = [self._view(at + start, count, dtype) for at in self._starts]
         torch.cat([*parts], out=slots[self._rank])
