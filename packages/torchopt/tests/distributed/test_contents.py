@@ -68,6 +68,39 @@ def test_a_written_parameter_gets_its_values_and_memory_back(side):
 
 
 @pytest.mark.parametrize("side", [SMALL, LARGE])
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_a_graph_of_written_values_is_refused_when_they_are_gone(side, how):
+    p = filled(side)
+    contents = kept(p)
+    with torch.no_grad():
+        if how == "in place":
+            p.mul_(2.0)
+        else:
+            p.data = p.data.repeat(2, 1)
+    loss = (p * p).sum()
+    contents.put_all_back()
+    assert is_whole(p)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("side", [SMALL, LARGE])
+def test_tasks_that_run_together_and_write_raise(side):
+    p = filled(side)
+    engine = todist.TaskParallel([p], tasks_at_once=None)
+
+    def loss(task):
+        with torch.no_grad():
+            p.mul_(2.0)
+        return (p * p * task).sum()
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        engine.backward(loss, [torch.ones((), dtype=p.dtype), torch.ones((), dtype=p.dtype)])
+    assert is_whole(p)
+    assert p.grad is None
+
+
+@pytest.mark.parametrize("side", [SMALL, LARGE])
 @pytest.mark.parametrize("how", ["view", "array", "in the task"])
 def test_what_shares_the_memory_of_a_parameter_still_does_afterwards(side, how):
     p = filled(side)

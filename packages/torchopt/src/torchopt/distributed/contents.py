@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchopt.distributed.signature import local_part
 from torchopt.torch_internals import (
     address_of,
+    bump_versions,
     foreach_copy_,
     is_held_elsewhere,
     is_unwritten,
@@ -169,7 +170,7 @@ class Contents:
             elif _fits(x, self._copies[k]) and address_of(x) == self._addresses[k]:
                 x.copy_(self._copies[k])
             else:  # in the memory of another tensor
-                x.data = self._copies[k].clone()
+                _exchange(x, self._copies[k].clone())
                 self._addresses[k] = address_of(x)
         self._versions = self._versions_now()
 
@@ -181,7 +182,7 @@ class Contents:
             x.copy_(copy)  # also seen by views that the task has made
             return
         self._copies[k] = x
-        x.data = copy
+        _exchange(x, copy)
         del copy
         again = lazy_copy(x)
         if again is None:
@@ -203,6 +204,12 @@ def _frozen(parts: Iterable[nn.Module]) -> list[Tensor]:
     if not frozen:
         return frozen
     return [p for p in dict.fromkeys(frozen) if not nn.parameter.is_lazy(p)]
+
+
+def _exchange(x: Tensor, y: Tensor) -> None:
+    """Give a tensor the memory of another one; graphs that have saved its values then raise."""
+    x.data = y
+    bump_versions([x])
 
 
 def looked_at(x: Tensor) -> Tensor:
