@@ -39,7 +39,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Return the same as `torch.nn.functional.scaled_dot_product_attention`.
+    """Return what `torch.nn.functional.scaled_dot_product_attention` returns.
 
     Differentiable to any order, in every mode. Without dropout and outside transforms, every
     derivative takes memory linear in the number of queries.
@@ -50,10 +50,13 @@ def attention(
         value: `[*batch, keys, width]`.
         attn_mask: A tensor that is added to s Q K^T, or a bool tensor that is True for the keys
             that a query sees; it broadcasts to `[*batch, queries, keys]`.
-        dropout_p: Probability with which a weight is dropped.
+        dropout_p: Probability with which a weight is dropped; 0 by default.
         is_causal: Whether a query sees only the keys up to its own position.
         scale: The factor s; None: 1 / sqrt(size).
         enable_gqa: Whether several heads of the query share one head of key and value.
+
+    Returns:
+        `[*batch, queries, width]`; zeros for a query that sees no key.
 
     Raises:
         ValueError: Both `attn_mask` and `is_causal=True` are given.

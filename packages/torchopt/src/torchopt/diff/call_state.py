@@ -25,8 +25,8 @@ from torchopt.tree_function import PLAIN
 
 __all__ = ["CallState"]
 
-# COPIED: entries that are copied in all when a call begins. KEPT: largest tensor, in entries, whose
-# copy is always kept. For a larger tensor that the call did not change, the version is compared.
+# COPIED: how many entries a call copies at most. KEPT: up to how many entries the copy of a tensor
+# is always kept. The copy of a larger tensor is dropped if the call does not change the tensor.
 COPIED, KEPT = 2**24, 2**16
 
 
@@ -50,8 +50,8 @@ class _Large:
             raise NotDifferentiableError(
                 f"zero-order estimation: expected {self.name}, of shape "
                 f"{tuple(self.tensor.shape)}, to stay as it was when the function was called, but "
-                "it was overwritten since, and it is too large to be copied. Pass it as an "
-                "argument, or do not write into it before the backward pass."
+                "it has been overwritten since and is too large to copy. Pass it as an argument, "
+                "or do not write into it before the backward pass."
             )
         self.tensor.data.copy_(self.copy)
         self.version = self.tensor._version

@@ -114,7 +114,7 @@ def explained(function: Any, where: str, remedy: str) -> Iterator[None]:
                 f"{where}: torch.func lost a tensor of an enclosing transform, as it does where "
                 "the function has a solver, or another derivative, inside. Take the derivative by "
                 "torch.autograd.grad or backward(), which follow it. If there is no solver inside, "
-                f"the tensor is out of sight. {remedy}"
+                f"a search of the function does not find the tensor. {remedy}"
             ) from error
         shown = ", ".join(names[:NAMED])
         raise NotDifferentiableError(
@@ -267,7 +267,7 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 def code_names(code: types.CodeType) -> tuple[str, ...]:
     """Return the names of globals and attributes in code, including inner functions.
 
-    Names that are no identifiers are left out: tools insert them, as pytest does for an assert.
+    Names that are not identifiers are left out: tools such as pytest insert them.
     """
     inner = (x for x in code.co_consts if isinstance(x, types.CodeType))
     names = filter(str.isidentifier, code.co_names)

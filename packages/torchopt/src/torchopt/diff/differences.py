@@ -252,9 +252,9 @@ class Judge:
         if apart > 1:  # never for NaN
             raise NotDifferentiableError(
                 "derivative='differences': expected a loss whose gradient is its derivative, got "
-                "one whose slope differs. Differences do not treat as a constant what a loss "
-                "detaches or changes in a backward pass: pass it to the loss as an argument, or "
-                "use 'reverse', 'mixed' or 'first_order'."
+                "one whose slope differs. A loss that detaches a value, or changes a gradient in "
+                "its backward pass, does this. Pass the value as an argument, or use 'reverse', "
+                "'mixed' or 'first_order'."
             )
 
 

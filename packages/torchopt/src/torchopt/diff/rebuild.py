@@ -41,7 +41,7 @@ def rebuilt(value: Any, tensors: Mapping[int, Tensor]) -> Any:
         if id(found) in tensors and tensors[id(found)] is not found:
             raise NotDifferentiableError(
                 f"inner_loop: expected an optimizer that holds its tensor {name} in fields or "
-                f"closures, got one of shape {tuple(found.shape)} in another place; give it in the "
+                f"closures, got one of shape {tuple(found.shape)} in another place; pass it in the "
                 "call, as in inner(params, batch, lr=lr)."
             )
     return changed

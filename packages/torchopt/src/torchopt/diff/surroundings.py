@@ -126,9 +126,9 @@ def _has_state(module: nn.Module) -> bool:
         return True
     if module.training and next(module.buffers(), None) is not None:
         raise NotDifferentiableError(
-            "expected modules whose buffers can be put back, as a derivative computes steps again, "
-            f"got a scripted {module.original_name} in training mode; pass the module that it was "
-            "scripted from, or call eval() on it."
+            "expected modules whose buffers can be restored, because a derivative computes steps "
+            f"again, got a scripted {module.original_name} in training mode; pass the module that "
+            "it was scripted from, or call eval() on it."
         )
     return False
 
@@ -176,7 +176,7 @@ class Surroundings:
         beside: Any = None,
         apart: Iterable[Tensor] = (),
     ) -> None:
-        """Record the state of all random numbers.
+        """Record the states of all random number generators.
 
         Args:
             function: The function, whose closure is searched.
@@ -203,9 +203,9 @@ class Surroundings:
         for _, found in () if beside is None else captured(beside, object):
             self._sources += sources(found)
         if beside is not None or not (self.is_sealed and draws_nothing(function)):
-            self._take_down_generators(tensors)
+            self._record_generators(tensors)
 
-    def _take_down_generators(self, tensors: Iterable[Tensor]) -> None:
+    def _record_generators(self, tensors: Iterable[Tensor]) -> None:
         if not self._transparent:
             self._sources.append(Source.of(random.getstate, random.setstate))
             if (numpy := sys.modules.get("numpy")) is not None:
@@ -339,7 +339,7 @@ class Surroundings:
             for content in self._contents:
                 stack.callback(content.put(counting=self._counting, silent=self._silent))
             if self._slots:
-                stack.callback(self._take_away, [slot.read() for slot in self._slots])
+                stack.callback(self._undo_slots, [slot.read() for slot in self._slots])
                 self._write_slots([slot.value for slot in self._slots])
             for source, now in zip(sources, present):
                 if not (first and source.is_at(now)):
@@ -350,7 +350,7 @@ class Surroundings:
                 self._sources = [s for s in self._sources if not s.is_at(s.get())]
                 self._fresh = False
 
-    def _take_away(self, before: list[Any]) -> None:
+    def _undo_slots(self, before: list[Any]) -> None:
         if self._counting:
             before = [
                 counted(value, slot.value, slot.read()) for slot, value in zip(self._slots, before)

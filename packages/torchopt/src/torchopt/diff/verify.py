@@ -35,6 +35,11 @@ class Verification(NamedTuple):
         cosine: The cosine between the two gradients, over all differentiated tensors together.
         relative_error: The norm of the difference divided by the norm of the other engine's
             gradient.
+
+    Example:
+        >>> from torchopt.diff import Verification
+        >>> Verification(call=0, cosine=0.999, relative_error=0.02).relative_error
+        0.02
     """
 
     call: int
@@ -52,6 +57,13 @@ class VerifyReport:
         checks: The last thousand comparisons.
         differences: With `derivative="differences"`, the largest estimated relative error of the
             products with second derivatives in each of the last thousand backward passes.
+
+    Example:
+        >>> from torchopt.diff import Verification, VerifyReport
+        >>> report = VerifyReport()
+        >>> report.checks.append(Verification(call=0, cosine=0.999, relative_error=0.02))
+        >>> report.worst
+        0.02
     """
 
     calls: int = 0

@@ -25,13 +25,13 @@ _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)\s*")
 
 
 def in_bytes(budget: str) -> int | None:
-    """Return the bytes of a text such as `"64MiB"`, or None if it is not a number of bytes."""
+    """Return the bytes of a string such as `"64MiB"`, or None if it is not a number of bytes."""
     found = _BUDGET.fullmatch(budget)
     return None if found is None else int(float(found[1]) * _UNITS[found[2]])
 
 
 def shown(size: int) -> str:
-    """Return a number of bytes, rounded up, as a text that `in_bytes` reads."""
+    """Return a number of bytes, rounded up, as a string that `in_bytes` reads."""
     for unit in ("GiB", "MiB", "KiB"):
         if size >= 10 * _UNITS[unit]:
             return f"{-(-size // _UNITS[unit])}{unit}"
@@ -45,7 +45,7 @@ def snapshots_within(call: Call, budget: str, *, beside: int = 1) -> int:
 
     Args:
         call: The call.
-        budget: A text that `in_bytes` can read.
+        budget: A string that `in_bytes` can read.
         beside: How many further states exist at the same time, such as the one before the last
             step.
 

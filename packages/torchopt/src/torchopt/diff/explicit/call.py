@@ -113,11 +113,11 @@ class Inputs:
                 self.dims.append(dim)
             else:
                 made.append(x)
-        return Template(tuple(made), spec, _orders_at_sight(tree))
+        return Template(tuple(made), spec, _orders_if_flat(tree))
 
 
-def _orders_at_sight(tree: Any) -> tuple[tuple[Any, ...], ...] | None:
-    """Return the orders of a tree without inner trees; None of others."""
+def _orders_if_flat(tree: Any) -> tuple[tuple[Any, ...], ...] | None:
+    """Return the orders of a tree without inner trees; None for any other tree."""
     if isinstance(tree, Tensor):
         return ()
     is_dict = type(tree) in DICTS

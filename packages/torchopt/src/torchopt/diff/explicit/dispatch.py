@@ -27,7 +27,7 @@ from torchopt.tree_function import apply_sweep, is_transforming
 
 __all__ = ["run_call"]
 
-MANY = 32  # snapshots, from which on those of several steps are reversed at once
+MANY = 32  # number of snapshots from which several steps are reversed at once
 
 
 def run_call(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:

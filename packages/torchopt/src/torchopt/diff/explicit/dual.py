@@ -110,7 +110,7 @@ class Slope:
 
     @staticmethod
     def of(grads: Sequence[Any], directions: Sequence[Tensor | None]) -> Slope | None:
-        """Return the slope, for one number each; None where it is not known well enough."""
+        """Return the slope; None where rounding hides it, or where no numbers can be read."""
         pairs = [(g, d) for g, d in zip(grads, directions) if g is not None and d is not None]
         dtypes = frozenset(g.dtype for g, _ in pairs)
         if not pairs or not dtypes <= _PRECISE or is_traced() or any_autocast():

@@ -68,7 +68,7 @@ class Evaluation:
         count = len(self._form.graph)
         self.values, self._kept = found[:count], found[count:]
         self._versions = versions(self._kept)
-        # What this holds is none of its outputs: they have a graph, which holds this.
+        # Detached, because the graph of the outputs refers to this object.
         return tuple(x.detach() for x, g in zip(self.values, self._form.graph) if g)
 
     def pull_back(

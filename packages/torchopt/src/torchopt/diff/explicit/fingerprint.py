@@ -125,8 +125,8 @@ class Fingerprint:
             name = next((n for n, x, y in found if x is not y), None)
         if name is not None:
             raise RuntimeError(
-                f"{where}: expected functions that hold in the backward pass what they held in the "
-                f"run, got {name}, which has another value now; change it after the backward "
+                f"{where}: expected functions that read the same values in the backward pass as in "
+                f"the run, got {name}, which has another value now; change it after the backward "
                 f"pass, or {way_out}."
             )
 
@@ -183,9 +183,9 @@ class Settings:
         with with_autocast(self._autocast):
             if settings() != self._found:
                 raise RuntimeError(
-                    f"{where}: expected in the backward pass the settings of torch that the run "
-                    "had, such as the default dtype, got others; change them after the backward "
-                    f"pass, or {way_out}."
+                    f"{where}: expected the same settings of torch, such as the default dtype, in "
+                    "the backward pass as in the run, got different ones; change them after the "
+                    f"backward pass, or {way_out}."
                 )
             yield
 

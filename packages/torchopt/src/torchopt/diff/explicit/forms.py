@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 WHERE, WAY_OUT = "inner_loop: execute", 'use execute="eager"'
-EMPTY = torch.empty(0)  # where a form has any tensor
+EMPTY = torch.empty(0)  # stands for any tensor in a form
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def with_ints(carry: Carry, like: Carry) -> Carry:
 
 @functools.cache
 def empty_of(dtype: torch.dtype) -> Tensor:
-    """Return what stands for a tensor of this type where only that counts."""
+    """Return an empty tensor, which stands for any tensor of this dtype."""
     return torch.empty(0, dtype=dtype)
 
 

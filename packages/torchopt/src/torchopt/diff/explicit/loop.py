@@ -38,6 +38,14 @@ class InnerResult(NamedTuple):
         losses: The losses before each step, `[steps]`; with `tasks`, `[tasks, steps]`.
         aux: What the loss returned besides its value, a tree with the leaves of all steps stacked
             like `losses`; None if it returned nothing else.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.diff import InnerResult, inner_loop
+        >>> inner = inner_loop(lambda w, x: ((w - x) ** 2).sum(), torchopt.sgd(0.5), steps=2)
+        >>> result = inner(torch.zeros(1), torch.ones(1))
+        >>> isinstance(result, InnerResult), result.losses
+        (True, tensor([1., 0.]))
     """
 
     params: Any
@@ -54,6 +62,19 @@ class Explicit(Engine):
 
     Attributes:
         report: The results of `verify`, and the estimated errors of `"differences"`.
+
+    Raises:
+        TypeError: A field has a wrong type.
+        ValueError: A field is out of its range, or fields exclude each other.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.diff import Explicit
+        >>> engine = Explicit(derivative="mixed", keep="steps")
+        >>> inner = engine.over(lambda w, x: ((w - x) ** 2).sum(), torchopt.sgd(0.25), steps=2)
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> torch.autograd.grad(inner(torch.zeros(1), x).params.sum(), x)
+        (tensor([0.7500]),)
     """
 
     loss: Any = None
@@ -267,9 +288,9 @@ def inner_loop(
             `steps`, time is proportional to the number of scalars.
         keep: What is kept of the run. `"all"`: everything (`"mixed"`: states and gradients).
             `"steps"`: the states; the backward pass computes each step again, once. In reverse mode
-            the last step keeps its graph, others before it too if all take less than 4 MiB, and
-            earlier ones are differentiated several at once, as many as take half of that; a trial
-            step of the first call measures how many. An int: this many states, with as few
+            the last step keeps its graph, and so do steps before it that fit into 4 MiB with it.
+            Earlier steps are differentiated several at once, as many as fit into 2 MiB. A trial
+            step in the first call measures their size. An int: this many states, with as few
             recomputed steps as possible, by binomial checkpointing; from 32 on, several steps are
             differentiated at once as with `"steps"`. A string such as `"64MiB"`: as many states as
             fit into this budget besides one step, whose memory a trial step measures.

@@ -21,7 +21,7 @@ class CountBytes(TorchDispatchMode):
     """A context that counts the bytes of the tensors that are created in it and still alive.
 
     The count is exact and the same in each run, because it follows storages, not the allocator. The
-    kernels of torchopt, which the dispatcher does not see, say how much they have allocated.
+    kernels of torchopt, which the dispatcher does not see, report how much they have allocated.
 
     Attributes:
         peak: The largest value that `now` had.

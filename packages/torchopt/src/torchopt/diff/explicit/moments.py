@@ -74,7 +74,7 @@ class Moments(dict[int, Any]):
         self[step] = moment.parked() if self._call.host else moment
 
     def at(self, step: int) -> Moment:
-        """Return the moment before a step, of which a copy stays here."""
+        """Return the moment before a step, and keep a copy of it."""
         found = self[step]
         if not isinstance(found, Moment):
             later: Moment = found.fetched()

@@ -61,14 +61,14 @@ def _require_execute(loop: Any, *, is_budget: bool) -> None:
     if loop.keep == "reversible" and (is_traced or loop.derivative == "forward"):
         raise ValueError(
             'inner_loop: keep: expected a value other than "reversible" for execute='
-            f"{loop.execute!r} and derivative={loop.derivative!r}: its steps are integers, run "
-            'eagerly and undone; use "reverse" or "mixed" and execute="eager".'
+            f"{loop.execute!r} and derivative={loop.derivative!r}: its steps use integers, which "
+            'only an eager run can undo; use "reverse" or "mixed" and execute="eager".'
         )
     differences = isinstance(loop.derivative, Differences) or loop.derivative == "differences"
     if differences and loop.execute != "eager":
         raise ValueError(
             'inner_loop: execute: expected "eager" with derivative="differences", whose error '
-            f"is looked at in each backward pass, got {loop.execute!r}."
+            f"is checked in each backward pass, got {loop.execute!r}."
         )
     is_plain = loop.derivative == "mixed" and loop.tasks is None and not is_budget
     if loop.execute == "blocks" and not is_plain:

@@ -18,7 +18,7 @@ from torchopt.torch_internals import flattened, is_packable, unflattened
 
 __all__ = ["Packing"]
 
-ONE = torch.zeros(())  # expanded to where a tensor of some shape is needed
+ANY = torch.zeros(())  # expanded where a tensor of some shape is needed
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Packing:
 
     @functools.cached_property
     def _like(self) -> list[Tensor]:
-        return [ONE.expand(shape) for shape in self.shapes]
+        return [ANY.expand(shape) for shape in self.shapes]
 
     @functools.cached_property
     def _others(self) -> list[int]:

@@ -2,8 +2,8 @@
 """What the calls of one form share, found by one key.
 
 A call needs a start, the program of its steps and the list of inputs that they take. Each has a
-key of its own, and to compute these keys takes longer than a step of a small problem. A plan is
-looked up by one key, of everything that the others depend on.
+key of its own, and computing these keys takes longer than a step of a small problem. A plan is
+looked up by one key, which contains everything that the others depend on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _kept: Kept[Plan] = Kept()
 def planned(
     call: Call, common: Key, unroll: int, surroundings: Callable[[], Surroundings], words: Words
 ) -> Plan:
-    """Return the plan of a call, a new one if its steps get different tensors or it has a state.
+    """Return the plan of a call; a new one if it has a state, or its steps get different tensors.
 
     Args:
         call: The call.

@@ -78,7 +78,7 @@ def _form(x: Any) -> tuple[Any, ...] | None:
 
 
 def _order(tree: Any) -> Any:
-    """Return the orders of the dicts in a tree; None if there may be others out of sight."""
+    """Return the orders of the dicts in a tree; None if it may hold others."""
     kind = type(tree)
     if kind in PLAIN or kind in ATOMS:
         return ()
@@ -219,7 +219,7 @@ class _Repetition:
             self._versions = versions(self._watched), versions(like.constants)
         once = like.packing.unpacked(end)
         self.counts = [int(once[i]) for _, i in like.counts]
-        # Parts of a buffer share its version, and what this holds must be none of its outputs.
+        # Parts of a buffer share its version, and the graph of the outputs refers to this object.
         shared = bool(like.packing.places)
         shown = [once[i].clone() if shared else once[i].detach() for i in like.shown]
         return (*shown, torch.stack(losses, like.dim))

@@ -129,6 +129,6 @@ def _number(x: float | Tensor) -> float:
 
 def _unfit(expected: str) -> ValueError:
     return ValueError(
-        f"{WHERE}: expected {expected}, because only its steps can be undone; "
-        'use keep="steps" or a number of snapshots for others.'
+        f"{WHERE}: expected {expected}: only such steps can be undone. "
+        'Use keep="steps" or a number of snapshots.'
     )

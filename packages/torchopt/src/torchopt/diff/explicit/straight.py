@@ -206,8 +206,9 @@ class Straight:
             aux += more
         carry = form.carry_of(once)
         self.ends = carry.smooth
-        # What the run holds is none of its outputs: they have a graph, which holds the run.
-        if packing.places:  # whose parts share its memory and its version
+        # Copies, because the graph of the outputs refers to the run. Parts of a packed buffer also
+        # share its memory and its version.
+        if packing.places:
             carry = form.carry_of([x.clone() for x in once])
         else:
             carry = carry.detached()

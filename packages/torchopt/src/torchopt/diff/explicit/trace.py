@@ -61,7 +61,7 @@ class _Entry(Generic[Made]):
 class Kept(Generic[Made]):
     """A cache by key; the least recently used entry is dropped.
 
-    Entries are made by one thread at a time, those of all caches together. To find one takes no
+    Entries are made by one thread at a time, those of all caches together. Finding one takes no
     lock, so no thread waits while another one traces.
     """
 
@@ -253,8 +253,8 @@ def make_trace(
     graph = _graph(flat, distinct, before, words)
     if states.moved_outside_torch():
         raise NotTraceableError(
-            f"{words.where}: expected torch's random numbers, which a traced program draws again, "
-            f"got some of random or numpy, which would be constants; {words.way_out}."
+            f"{words.where}: expected random numbers from torch, which a traced program draws "
+            f"again, got some from random or numpy, which would become constants; {words.way_out}."
         )
     now = versions((*before.tensors, *distinct))
     names = (*before.names, *("an argument" for _ in distinct))
@@ -370,14 +370,14 @@ def _places(held: Sequence[Tensor], reach: Fingerprint, words: Words) -> tuple[i
             names = " and ".join(reach.names[i] for i in alike[:2])
             raise NotTraceableError(
                 f"{words.where}: expected the tensors that a function holds, got an alias, such as "
-                f"nn.Parameter(x), of one that shares its memory with another ({names}), so that "
-                f"it is not known which to read later; use the tensor itself, or {words.way_out}."
+                f"nn.Parameter(x), of memory that two of them share ({names}), so that a later run "
+                f"cannot tell which one to read; use the tensor itself, or {words.way_out}."
             )
         if place is None:
             raise NotTraceableError(
                 f"{words.where}: expected the tensors that a function uses among its arguments, "
-                f"in its closure or in a module, got one of shape {tuple(x.shape)} that is out of "
-                "sight: it would be a constant of the program. Pass it as a further argument."
+                f"in its closure or in a module, got one of shape {tuple(x.shape)} that a search "
+                "does not find; it would become a constant. Pass it as a further argument."
             )
         out.append(place)
     return tuple(out)

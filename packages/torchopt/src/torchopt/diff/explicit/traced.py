@@ -98,7 +98,7 @@ class TracedRun(Run):
         self._straight: Straight | None = None
         self._started: Started | None = None
         self._plan = Plan(None)
-        self._at_start: Any = Nothing()  # what the optimizer saw, where it may be made otherwise
+        self._at_start: Any = Nothing()  # the surroundings of a start that is not traced
 
     def _parts(self) -> list[range]:
         """Return the steps, split by the programs that take them."""
@@ -258,7 +258,7 @@ class TracedRun(Run):
             aux += extra
             if following is not None:
                 program = self._next(program, carry, tensors, following, part)
-        if not self._last:  # a run must not hold its outputs, because their graph holds the run
+        if not self._last:  # detached, because the graph of the outputs refers to the run
             self._last, carry = carry.smooth, carry.detached()
         found = Outputs.of(call, with_ints(carry, first), losses, aux)
         self.outputs = self._with(found, [empty_of(x.dtype) for x in self._flat(found)])

@@ -48,6 +48,18 @@ class GradientReport(NamedTuple):
             if the linear systems of the estimate could not be solved.
         error: The estimate of ĝ - g itself, a tuple of trees like the gradients: ĝ - error is
             accurate to second order in ‖x̂ - x‖.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.diff.implicit import custom_root
+        >>> reports = []
+        >>> @custom_root(lambda x, a: x**2 - a, argnums=1, report=reports.append)
+        ... def square_root(x, a):
+        ...     return 0.5 * (x + a / x)  # one step of Newton
+        >>> a = torch.tensor(2.0, requires_grad=True)
+        >>> square_root(torch.tensor(1.5), a).backward()
+        >>> reports[0].optimality_residual, reports[0].solution_error
+        (tensor(0.0069), tensor(0.0025))
     """
 
     optimality_residual: Tensor

@@ -157,7 +157,7 @@ def custom_fixed_point(
 def certified_grad(
     outer_fn: Callable[..., Tensor], solver: Callable[..., Any]
 ) -> Callable[..., tuple[Tensor, tuple[Any, ...], GradientReport]]:
-    """Return a function that computes an outer loss, its implicit gradient and the error of it.
+    """Return a function for an outer loss, its implicit gradient and the error of that gradient.
 
     The solver returns an approximate solution x̂. The report has ‖F(x̂)‖, the residual of the
     linear system, its condition number, and an estimate of the error of the gradient. The estimate
@@ -253,7 +253,10 @@ def _as_function(
     leaves, spec = tree_flatten(args)
     places = [i for i, x in enumerate(leaves) if is_smooth(x)]
     if not places:
-        raise TypeError("args: expected at least one floating-point tensor, got none")
+        raise TypeError(
+            "root_vjp, root_jvp: args: expected at least one floating-point tensor, got none; with "
+            "none there is nothing to differentiate"
+        )
 
     def solver_fn(start: Any, chosen: list[Any]) -> Any:
         return start

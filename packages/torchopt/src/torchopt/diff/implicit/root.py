@@ -56,7 +56,7 @@ class OptimalityWarning(UserWarning):
 
 @dataclass(frozen=True)
 class ImplicitEngine(Settings):
-    """The settings of implicit differentiation; `ImplicitEngine(F, argnums)(solver_fn)` applies it.
+    """Settings of implicit differentiation, which `ImplicitEngine(F, argnums)(solver_fn)` applies.
 
     Attributes:
         optimality_fn: F(solution, *args), zero at the solution, a tree like the solution.
@@ -78,6 +78,19 @@ class ImplicitEngine(Settings):
             is for the cotangent of that gradient; `certified_grad` includes the outer loss.
         where: The beginning of messages.
         remedy: The end of the message if F depends on tensors that are not its arguments.
+
+    Raises:
+        AssertionError: `argnums` is empty or contains 0.
+        TypeError: `argnums` are not integers.
+        ValueError: `argnums`, `polish` or `on_fail` is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.diff.implicit import ImplicitEngine
+        >>> engine = ImplicitEngine(lambda x, a: x**2 - a, (1,), diagonal=True)
+        >>> square_root = engine(lambda start, a: a.sqrt())
+        >>> torch.func.grad(square_root, argnums=1)(None, torch.tensor(4.0))  # 1 / (2 x)
+        tensor(0.2500)
     """
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:

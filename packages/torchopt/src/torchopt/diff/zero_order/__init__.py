@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients estimated from function values. Calling the module is calling `zero_order`.
+"""Gradients estimated from function values. Calling the module calls `zero_order`.
 
 `loop`: draw (`directions`) ──▶ evaluate (`evaluate`) ──▶ weigh (`estimators`) ──▶ sum
 

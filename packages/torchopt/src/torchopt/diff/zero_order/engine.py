@@ -58,6 +58,10 @@ class ZeroOrder(Engine):
     Attributes:
         report: The results of `verify`.
 
+    Raises:
+        TypeError: As for `zero_order`.
+        ValueError: As for `zero_order`.
+
     Example:
         >>> from torchopt.diff.zero_order.directions import Gaussian
         >>> _ = torch.manual_seed(0)

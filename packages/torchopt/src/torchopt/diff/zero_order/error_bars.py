@@ -25,6 +25,13 @@ class GradientEstimate(NamedTuple):
         effective_sample_size: (sum |c_i|)^2 / sum c_i^2, in [1, N]: how many of the N directions
             effectively contribute (L. Kish, Survey Sampling, 1965, for |c_i| as weights).
         evaluations: The number of evaluations of the function.
+
+    Example:
+        >>> from torchopt.diff.zero_order import Gaussian, ZeroOrder
+        >>> engine = ZeroOrder(Gaussian(), "antithetic", num_samples=100)
+        >>> found = engine.estimate(lambda x: (3 * x).sum(), torch.zeros(2), seed=0)
+        >>> found.gradient.shape, found.evaluations
+        (torch.Size([2]), 200)
     """
 
     gradient: Any

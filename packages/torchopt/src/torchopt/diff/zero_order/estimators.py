@@ -259,21 +259,11 @@ def _second_central(e: Evaluations) -> Tensor:
 # standard normal z, sigma^2 Hessian F = E f(theta + sigma z) (z z' - I), and from E (z z' - I) = 0.
 naive = Estimator("naive", (1.0,), _naive, local=True, uses_norms=False, curvature=_second_naive)
 forward = Estimator(
-    "forward",
-    (1.0,),
-    _forward,
-    uses_center=True,
-    local=True,
-    uses_norms=False,
+    "forward", (1.0,), _forward, uses_center=True, local=True, uses_norms=False,
     curvature=_second_one_sided,
-)
+)  # fmt: skip
 antithetic = Estimator(
-    "antithetic",
-    (1.0, -1.0),
-    _central,
-    local=True,
-    uses_norms=False,
-    curvature=_second_central,
+    "antithetic", (1.0, -1.0), _central, local=True, uses_norms=False, curvature=_second_central
 )
 central = replace(antithetic, name="central")
 # J. Spall, Multivariate stochastic approximation using a simultaneous perturbation gradient
@@ -315,6 +305,9 @@ def multi_point(pairs: int) -> Estimator:
 
     Args:
         pairs: m, the number of pairs, >= 1; 1 is `central`.
+
+    Raises:
+        ValueError: `pairs` is less than 1.
 
     Example:
         >>> [round(12 * w) for w in multi_point(2).coefficients.weights]
@@ -382,6 +375,11 @@ def shaped(estimator: Estimator, utility: Callable[[Tensor], Tensor] = centered_
 
     Raises:
         ValueError: The estimator uses f(theta).
+
+    Example:
+        >>> z = torch.tensor([[1.0], [-1.0]])
+        >>> shaped(naive)(torch.tensor([5.0, 500.0]), z, 1.0)  # the ranks are -1/2 and 1/2
+        tensor([-0.5000])
     """
     if estimator.uses_center:
         raise ValueError(

@@ -26,6 +26,12 @@ class Factors:
     Attributes:
         A: The left factor, `[*members, m, r]`.
         B: The right factor, `[*members, n, r]`.
+
+    Example:
+        >>> f = Factors(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
+        >>> f.materialize(torch.zeros(2, 2))
+        tensor([[1., 3.],
+                [2., 6.]])
     """
 
     A: Tensor

@@ -22,6 +22,13 @@ class Directions(ABC):
     Attributes:
         standard_normal: Whether each direction by itself is standard normal, which second
             derivatives require.
+
+    Example:
+        >>> class Ones(Directions):  # a source of your own defines `draw`
+        ...     def draw(self, like, seed, start, stop):
+        ...         return [x.new_ones(stop - start, *x.shape) for x in like]
+        >>> Ones().draw([torch.zeros(2)], seed=0, start=0, stop=1)
+        [tensor([[1., 1.]])]
     """
 
     standard_normal: ClassVar[bool] = False

@@ -34,7 +34,6 @@ References:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -67,6 +66,11 @@ class SearchDistribution(NamedTuple):
         log_scale: The logarithm of the standard deviation, which has the unit of the mean. It is a
             tree that is a prefix of the mean, with tensors that broadcast to its leaves, so
             elements and leaves may share a scale.
+
+    Example:
+        >>> search = SearchDistribution.around({"w": torch.zeros(2)}, 0.5)
+        >>> search.log_scale["w"].exp()
+        tensor([0.5000, 0.5000])
     """
 
     mean: Any
@@ -90,7 +94,7 @@ class SearchDistribution(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Search(Described, ABC):
+class _Search(Described):
     """An estimator of the gradient of an expected loss with respect to a distribution.
 
     Attributes:
@@ -167,18 +171,14 @@ class _Search(Described, ABC):
         center = layout.ravel(distribution.mean)
         pull, scales = _scales(distribution, layout, origin, name)
         engine = ZeroOrder(
-            self.directions,
-            self.method,
-            num_samples=self.num_samples,
-            chunk_size=self.chunk_size,
+            self.directions, self.method, num_samples=self.num_samples, chunk_size=self.chunk_size,
             vectorized=self.vectorized,
-        )
-        losses = engine.losses(
-            lambda z, *args: fn(layout.unravel(center + scales * z), *args),
-            origin,
-            *args,
-            seed=seed,
-        )
+        )  # fmt: skip
+
+        def at(z: Tensor, *args: Any) -> Any:
+            return fn(layout.unravel(center + scales * z), *args)
+
+        losses = engine.losses(at, origin, *args, seed=seed)
         values = losses if self.utility is None else self.utility(losses)
         dtype = accumulator(torch.promote_types(values.dtype, origin.dtype))
         slopes, levels = self.weights(values.to(dtype))
@@ -213,9 +213,9 @@ class _Search(Described, ABC):
         """Return the weights of the parts for the mean and for the scale, each `[N]`."""
         return (values[:, 0] - values[:, 1]) / 2, _against_others(values.mean(1))
 
-    @abstractmethod
     def mean_part(self, z: Tensor, scales: Tensor) -> Tensor:
-        """Return the terms that are weighted for the mean, `[n, D]`."""
+        """Return the terms that are weighted for the mean, `[n, D]`: z / s."""
+        return z / scales
 
     def scale_parts(self, z: Tensor, pull: Pull, origin: Tensor) -> list[Tensor]:
         """Return the terms that are weighted for each leaf of log_scale, `[n, *shape]`."""
@@ -290,10 +290,6 @@ class PGPE(_Search):
         >>> bool((search.log_scale.exp() < 0.1).all())  # the search has converged
         True
     """
-
-    def mean_part(self, z: Tensor, scales: Tensor) -> Tensor:
-        """Return z / s."""
-        return z / scales
 
 
 @dataclass(frozen=True, repr=False)
@@ -384,10 +380,6 @@ class GuidedES(_Search):
     def directions(self) -> Guided:
         """The source of the directions z."""
         return Guided(self.subspace, self.alpha)
-
-    def mean_part(self, z: Tensor, scales: Tensor) -> Tensor:
-        """Return z / s."""
-        return z / scales
 
     def scale_parts(self, z: Tensor, pull: Pull, origin: Tensor) -> list[Tensor]:
         """Return z'C^-1 z - D."""

@@ -156,6 +156,16 @@ def perturbed(
         scale: The factor s sigma of the direction.
         directions: The source of the directions; None: Gaussian.
         backup: Tensors like `params` for the backup; None: allocated here.
+
+    Raises:
+        TypeError: One of `params` is not a floating-point or complex tensor.
+
+    Example:
+        >>> w = torch.zeros(2)
+        >>> with perturbed([w], seed=0, member=3, scale=0.1):
+        ...     inside = bool(w.any())
+        >>> inside, w
+        (True, tensor([0., 0.]))
     """
     source = Gaussian() if directions is None else directions
     with _kept(params, backup):
@@ -274,6 +284,15 @@ def losses(
 
     Returns:
         `[stop - start, K]`, one column for each offset of the estimator.
+
+    Raises:
+        TypeError: As for `estimate`.
+        ValueError: As for `estimate`; or not 0 <= start < stop.
+
+    Example:
+        >>> losses(lambda: torch.tensor(3.0), [torch.zeros(2)], seed=0, start=4, stop=6)
+        tensor([[3., 3.],
+                [3., 3.]])
     """
     require_sigma(sigma)
     if not 0 <= start < stop:
@@ -307,6 +326,9 @@ def combine(
     center: Tensor | None = None,
 ) -> SeedGradient:
     """Return the gradient from the losses of all directions, `[N, K]`; see `losses`.
+
+    Raises:
+        ValueError: `losses` is not `[N, K]`, or `center`, the loss at the point, is missing.
 
     Example:
         >>> w = torch.tensor([1.0, 2.0])

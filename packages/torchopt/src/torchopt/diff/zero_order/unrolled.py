@@ -125,6 +125,15 @@ def full_es(
 ) -> UnrolledEstimator:
     """Return evolution strategies for whole episodes: each estimate runs all T steps.
 
+    Args:
+        loop: The inner loop.
+        num_pairs: N, the number of antithetic pairs of particles, >= 1.
+        sigma: The size of the perturbation, > 0, in the units of the parameters.
+        directions: The source of the directions; None: Gaussian.
+
+    Raises:
+        ValueError: An option is out of its range.
+
     Example:
         >>> from torchopt.diff.zero_order.directions import Rademacher
         >>> loop = InnerLoop(lambda p: torch.zeros_like(p), lambda p, s, t: (s + p, s + p), 4)
@@ -146,6 +155,16 @@ def truncated_es(
     directions: Directions | None = None,
 ) -> UnrolledEstimator:
     """Return evolution strategies that are biased: they ignore effects beyond a window.
+
+    Args:
+        loop: The inner loop.
+        window: K, the number of steps of a window, a divisor of the horizon T.
+        num_pairs: As in `full_es`.
+        sigma: As in `full_es`.
+        directions: As in `full_es`.
+
+    Raises:
+        ValueError: An option is out of its range, or `window` does not divide the horizon.
 
     Example:
         >>> from torchopt.diff.zero_order.directions import Rademacher
@@ -170,6 +189,8 @@ def persistent_es(
 ) -> UnrolledEstimator:
     """Return persistent evolution strategies: each window draws new directions and adds them up.
 
+    Arguments and errors are those of `truncated_es`.
+
     Example:
         >>> loop = InnerLoop(lambda p: torch.zeros_like(p), lambda p, s, t: (s + p, s + p), 4)
         >>> es = persistent_es(loop, window=2, num_pairs=1000, sigma=0.1)
@@ -191,6 +212,8 @@ def noise_reuse_es(
     directions: Directions | None = None,
 ) -> UnrolledEstimator:
     """Return noise-reuse evolution strategies: a pair keeps one direction for an episode.
+
+    Arguments and errors are those of `truncated_es`.
 
     Example:
         >>> from torchopt.diff.zero_order.directions import Rademacher

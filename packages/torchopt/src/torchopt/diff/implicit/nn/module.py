@@ -62,6 +62,16 @@ class ImplicitMetaGradientModule(MetaGradientModule, metaclass=abc.ABCMeta):
             available, because `solve` changes the parameters in place.
         report: Called with a `GradientReport` for every gradient.
 
+    Raises:
+        TypeError: For the definition of a subclass: it has neither `objective` nor `optimality`, or
+            one of them is not an ordinary method.
+        ValueError: For the definition of a subclass: `on_fail` is unknown.
+        RuntimeError: In `solve`: no parameter requires a gradient, or there are neither
+            meta-parameters nor arguments that do.
+        NotDifferentiableError: In `solve`: `optimality` depends on another tensor that requires a
+            gradient.
+        OptimalityError: In `solve`: ‖optimality‖₂ is above `tol`, and `on_fail` is "raise".
+
     Example:
         >>> import torch
         >>> class Proximal(ImplicitMetaGradientModule):
