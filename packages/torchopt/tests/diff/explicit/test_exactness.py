@@ -318,3 +318,38 @@ def test_without_grad_mode_nothing_is_kept_and_the_values_are_the_same() -> None
         got = inner(params, batch, scale, lr=lr)
     assert not got.losses.requires_grad
     torch.testing.assert_close(got.losses, expected.losses.detach(), rtol=1e-14, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*expected fewer scalars")
+@pytest.mark.parametrize("tasks", [None, (None, 0, None)], ids=["one task", "tasks"])
+@pytest.mark.parametrize("execute", ["eager", "trace"])
+@pytest.mark.parametrize("derivative", ["reverse", "mixed", "forward"])
+def test_complex_inputs_whose_loss_has_no_complex_derivative(
+    derivative: str, execute: str, tasks: Any
+) -> None:
+    # The gradient of |w|^4 is 4 |w|^2 w, which is no holomorphic function of w.
+    def loss(w: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+        size = w.abs() ** 2 - scale * x.abs() ** 2 + (w * x.conj()).imag
+        return (size**2).sum() + (w * w * scale).real.sum()
+
+    generator = torch.Generator().manual_seed(0)
+    w, x = (torch.randn(2, 3, generator=generator, dtype=torch.complex128) for _ in range(2))
+    w, x = 0.3 * w[0], x if tasks else x[0]
+    scale, lr = (torch.tensor(c, dtype=torch.float64) for c in (0.3, 0.02))
+    inputs = [t.clone().requires_grad_() for t in (w, x, scale, lr)]
+
+    def total(params: Tensor, losses: Tensor) -> Tensor:
+        return (params.abs() ** 3).sum() + (params * (1 + 2j)).real.sum() + losses.sum()
+
+    expected = torch.zeros((), dtype=torch.float64)
+    for batch in inputs[1] if tasks else [inputs[1]]:
+        parts = unrolled(
+            loss, torchopt.sgd(inputs[3], momentum=0.9), inputs[0], [batch] * 3, inputs[2]
+        )
+        expected = expected + total(*parts[:2])
+    inner = torchopt.inner_loop(
+        loss, torchopt.sgd, steps=3, derivative=derivative, execute=execute, tasks=tasks
+    )
+    result = inner(*inputs[:3], lr=inputs[3], momentum=0.9)
+    got = torch.autograd.grad(total(result.params, result.losses), inputs)
+    assert worst(torch.autograd.grad(expected, inputs), got, inputs) < TOLERANCE

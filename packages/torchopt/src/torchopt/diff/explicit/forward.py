@@ -2,7 +2,8 @@
 """A run that carries tangents forward; its memory does not depend on the number of steps.
 
 For each scalar that is differentiated, the run carries a tangent and takes each step once more, in
-forward over reverse mode.
+forward over reverse mode. A complex number counts as two scalars, because a function of it need not
+have a complex derivative.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class ForwardRun(Run):
     def __init__(self, call: Call, **options: Any) -> None:
         super().__init__(call, 1, **options)
         self._tangents: list[list[Tensor | None]] = []
-        scalars = sum(call.inputs[i].numel() for i in call.wanted)
+        scalars = len(self._scalars())
         size = sum(call.inputs[h.index].numel() for h in call.params.holes())
         if scalars > size:
             warnings.warn(
@@ -65,7 +66,7 @@ class ForwardRun(Run):
         self._seen = seen
         losses, aux = [], []
         with forward_mode():
-            directions = [self._direction(tensors, i, k) for i, k in self._scalars()]
+            directions = [self._direction(tensors, *scalar) for scalar in self._scalars()]
             carry = start(call, optimizer, tensors).detached()
             duals = [self._start(d) for d in directions]
             tangents: list[list[Any]] = [[] for _ in directions]
@@ -91,13 +92,20 @@ class ForwardRun(Run):
             ]
         return self._flat(found)
 
-    def _scalars(self) -> list[tuple[int, int]]:
-        return [(i, k) for i in self.call.wanted for k in range(self.call.inputs[i].numel())]
+    def _scalars(self) -> list[tuple[int, int, complex]]:
+        """Return (input, element, unit), with the units 1 and i for a complex element."""
+        pairs = [(i, self.call.inputs[i]) for i in self.call.wanted]
+        units: dict[bool, tuple[complex, ...]] = {False: (1,), True: (1, 1j)}
+        return [
+            (i, k, u) for i, x in pairs for k in range(x.numel()) for u in units[x.is_complex()]
+        ]
 
-    def _direction(self, tensors: Sequence[Tensor], index: int, element: int) -> _Direction:
+    def _direction(
+        self, tensors: Sequence[Tensor], index: int, element: int, unit: complex
+    ) -> _Direction:
         out = list(tensors)
         tangent = torch.zeros_like(out[index], memory_format=torch.contiguous_format)
-        tangent.view(-1)[element] = 1
+        tangent.view(-1)[element].fill_(unit)
         out[index] = forward_ad.make_dual(separate(out[index]), tangent)
         return _Direction(out, self.call.optimizer_with(out))
 
@@ -127,12 +135,12 @@ class ForwardRun(Run):
         out: list[Tensor | None] = [None] * len(inputs)
         for i in self.call.wanted:
             out[i] = torch.zeros_like(inputs[i], memory_format=torch.contiguous_format)
-        for (i, k), tangents in zip(self._scalars(), self._tangents):
+        for (i, k, unit), tangents in zip(self._scalars(), self._tangents):
             column = out[i]
             assert column is not None
             for c, tangent in zip(cotangents, tangents):
                 if c is not None and tangent is not None:
-                    column.view(-1)[k] += (c * tangent.conj()).sum()
+                    column.view(-1)[k] += (c.conj() * tangent).sum().real * unit
         return tuple(out)
 
 

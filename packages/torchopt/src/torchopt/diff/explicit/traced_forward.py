@@ -72,8 +72,8 @@ class TracedForwardRun(ForwardRun, TracedRun):
         """Return the tangents of the inputs and of the start of the run, for each scalar."""
         of_inputs, of_carry = [], []
         with forward_mode():
-            for i, k in self._scalars():
-                direction = self._direction(tensors, i, k)
+            for scalar in self._scalars():
+                direction = self._direction(tensors, *scalar)
                 smooth = self._start(direction).smooth
                 of_carry.append([_dense(x) for x in smooth])
                 of_inputs.append({j: _dense(direction.tensors[j]) for j in self.call.wanted})
