@@ -100,7 +100,7 @@ def _bound(scale: float, constant: Tensor | None) -> Callable[..., Tensor]:
 
 def _mask(query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
     if not is_causal:
-        return attn_mask
+        return None if attn_mask is None else torch.atleast_2d(attn_mask)
     if attn_mask is not None:
         raise ValueError(
             "scaled_dot_product_attention: expected attn_mask=None with is_causal=True, got both."
@@ -119,12 +119,16 @@ def _chunk(
     dropout_p: float = 0.0,
 ) -> Tensor:
     weights = (query * scale) @ key.mT
-    if mask is not None and mask.dtype == torch.bool:
-        weights = weights.masked_fill(~mask, float("-inf"))
-        # A query that sees no key gets zeros, as in torch.
-        weights = weights.softmax(-1).masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    if mask is None:
+        weights = weights.softmax(-1)
     else:
-        weights = (weights if mask is None else weights + mask).softmax(-1)
+        hidden = ~mask if mask.dtype == torch.bool else mask == float("-inf")
+        # A query that sees no key gets zeros, as in torch. Its weights are made finite before the
+        # softmax, so that no derivative is NaN.
+        blind = hidden.all(-1, keepdim=True)
+        added = weights if mask.dtype == torch.bool else weights + mask
+        weights = added.masked_fill(hidden, float("-inf")).masked_fill(blind, 0.0)
+        weights = weights.softmax(-1).masked_fill(blind, 0.0)
     if dropout_p > 0:
         weights = torch.nn.functional.dropout(weights, dropout_p)
     return weights @ value

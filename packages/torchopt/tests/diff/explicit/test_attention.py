@@ -33,11 +33,12 @@ def derivatives(function: Any, tensors: list[Tensor], **settings: Any) -> list[T
     return out
 
 
-MASKS = {
+MASKS: dict[str, Any] = {
     "none": {},
     "causal": {"is_causal": True},
     "bool": {"attn_mask": torch.arange(42).reshape(6, 7) % 3 > 0},
     "of keys": {"attn_mask": torch.tensor([True, True, False, True, True, True, False])[None]},
+    "of one dimension": {"attn_mask": torch.arange(7) % 3 > 0},
     "scale": {"scale": 0.3},
 }
 
@@ -153,3 +154,36 @@ def test_recurrent_layers_are_traced(kind: type[nn.RNNBase], derivative: str) ->
         assert eager.norm() > 1e-6
         torch.testing.assert_close(traced, eager, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(again, eager, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float64])
+@pytest.mark.parametrize("size", [2 * 7 * 8 * 2, 2**22], ids=["chunks", "whole"])
+def test_a_query_that_sees_no_key_gets_zeros_and_no_derivative_is_nan(
+    dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked, "_BYTES", size)
+    seen = torch.ones(6, 7, dtype=torch.bool)
+    seen[2], seen[3, :4] = False, False
+    mask = seen if dtype == torch.bool else torch.zeros(6, 7, dtype=dtype).masked_fill(
+        ~seen, float("-inf")
+    )  # fmt: skip
+    tensors = [draw(2, n, 3, seed=n).requires_grad_() for n in (6, 7, 7)]
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = plain(*tensors, attn_mask=mask)
+    values = derivatives(lambda *t: chunked.attention(*t, attn_mask=mask), tensors)
+    torch.testing.assert_close(values[0], expected, rtol=1e-13, atol=1e-13)
+    assert not values[0][:, 2].any()
+    # The other queries have the derivatives that they have alone.
+    rest = [0, 1, 3, 4, 5]
+    alone = [tensors[0].detach()[:, rest].requires_grad_(), *tensors[1:]]
+    others = derivatives(lambda *t: plain_weights(*t, seen[rest]), alone)
+    for i, (x, y) in enumerate(zip(values, others, strict=True)):
+        if i == 0 or i % 3 == 1:
+            assert not x[:, 2].any()
+            x = x[:, rest]
+        assert (x - y).abs().max() <= 1e-12 * (1 + y.abs().max())
+
+
+def plain_weights(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    scores = q @ k.mT / q.size(-1) ** 0.5
+    return scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v
