@@ -106,6 +106,19 @@ def test_tasks_are_the_loop_over_tasks(engine):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("optimizer", [torchopt.sgd(0.5, momentum=0.5), torchopt.adam(0.1)])
+@pytest.mark.parametrize("engine", [Explicit(), Implicit(on_fail="ignore")])
+def test_each_task_continues_from_its_own_state(engine, optimizer):
+    thetas, start = torch.stack([THETA, -THETA, 2 * THETA]), torch.zeros(SIZE, dtype=torch.float64)
+    first = engine.over(loss, optimizer, steps=3, tasks=(None, None, 0))
+    then = engine.over(loss, optimizer, steps=2, tasks=(0, None, 0))
+    found = first(start, (A, B), thetas)
+    found = then(found.params, (A, B), thetas, state=found.state)
+    for i, theta in enumerate(thetas):
+        one = engine.over(loss, optimizer, steps=5)(start, (A, B), theta)
+        torch.testing.assert_close(found.params[i], one.params, rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("engine", [Explicit(), Implicit()])
 def test_transforms_give_the_closed_form(engine):
     inner = engine.over(loss, torchopt.sgd(0.5), steps=200)

@@ -28,13 +28,17 @@ def require_verify(value: Any, kind: type) -> None:
         )
 
 
-def over_tasks(function: Callable[..., Any], tasks: Sequence[Any], args: tuple[Any, ...]) -> Any:
+def over_tasks(
+    function: Callable[..., Any], tasks: Sequence[Any], args: tuple[Any, ...], state: Any = None
+) -> Any:
     """Return the results of a function for a batch of tasks, stacked in the first dimension.
 
     Args:
-        function: Returns a tree; leaves other than tensors are the same for all tasks.
+        function: Maps the state and the arguments of a task to a tree; leaves other than tensors
+            are the same for all tasks.
         tasks: The dimension that counts tasks, or None, for each argument.
         args: The arguments.
+        state: A tree. The first dimension of its tensors counts tasks; 0-dim tensors are shared.
     """
     if len(tasks) != len(args):
         raise ValueError(
@@ -42,13 +46,19 @@ def over_tasks(function: Callable[..., Any], tasks: Sequence[Any], args: tuple[A
             f"argument ({len(args)}), got {len(tasks)}."
         )
     form: list[Any] = []
+    of_state, state_spec = tree_flatten(state, none_is_leaf=True)
+    split = [isinstance(x, Tensor) and x.ndim > 0 for x in of_state]
 
-    def tensors(*args: Any) -> tuple[Tensor, ...]:
-        leaves, spec = tree_flatten(function(*args), none_is_leaf=True)
+    def tensors(own: list[Tensor], *args: Any) -> tuple[Tensor, ...]:
+        mine = iter(own)
+        filled = [next(mine) if s else x for x, s in zip(of_state, split)]
+        found = function(tree_unflatten(state_spec, filled), *args)
+        leaves, spec = tree_flatten(found, none_is_leaf=True)
         form[:] = [spec, *leaves]
         return tuple(x for x in leaves if isinstance(x, Tensor))
 
-    batched = torch.func.vmap(tensors, in_dims=tuple(tasks), randomness="different")(*args)
+    run = torch.func.vmap(tensors, in_dims=(0, *tasks), randomness="different")
+    batched = run([x for x, s in zip(of_state, split) if s], *args)
     results, (spec, *leaves) = iter(batched), form
     return tree_unflatten(spec, [next(results) if isinstance(x, Tensor) else x for x in leaves])
 

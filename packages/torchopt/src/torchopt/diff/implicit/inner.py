@@ -168,7 +168,7 @@ class Implicit(Engine):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        Explicit(self.loss, self.optimizer, self.steps)
+        Explicit(self.loss, self.optimizer, self.steps, tasks=self.tasks)
         if self.derivative not in ("reverse", "differences") and self._differences is None:
             raise ValueError(
                 "Implicit: derivative: expected 'reverse', 'differences' or a Differences, got "
@@ -229,12 +229,12 @@ class Implicit(Engine):
         self._refuse(hypers)
         state = tree_map(_constant, state)
 
-        def one(params: Any, batch: Any, *meta: Any) -> Any:
+        def one(state: Any, params: Any, batch: Any, *meta: Any) -> Any:
             return tuple(self._solved(params, (batch, *meta), state, hypers))
 
         if self.tasks is None:
-            return InnerResult(*one(params, batch, *meta))
-        return InnerResult(*over_tasks(one, self.tasks, (params, batch, *meta)))
+            return InnerResult(*one(state, params, batch, *meta))
+        return InnerResult(*over_tasks(one, self.tasks, (params, batch, *meta), state))
 
     def _refuse(self, hypers: dict[str, Any]) -> None:
         held = [(f"`{name}`", x) for name, x in hypers.items()]
