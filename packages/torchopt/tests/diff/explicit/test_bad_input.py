@@ -26,8 +26,12 @@ MADE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a text": ({"keep": "some"}, ValueError, r'keep: expected "all", "steps", "reversible",'),
     "a window": ({"window": 0}, ValueError, "window: expected at least 1, got 0"),
     "a loss": ({"loss": 3}, TypeError, "loss: expected a function"),
+    "a dimension of tasks": ({"tasks": 0}, TypeError, r"tasks: expected a tuple .* got int"),
+    "the name of a block": (
+        {"blocks": "a", "derivative": "mixed"}, TypeError, r"sequence of names, got 'a'",
+    ),
     "an optimizer": ({"optimizer": 0.1}, TypeError, "is not a GradientTransformation"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -113,3 +117,11 @@ def test_inference_mode_is_named_as_the_cause(options: dict[str, Any]) -> None:
         pytest.raises(NotDifferentiableError, match=r"outside of torch\.inference_mode"),
     ):
         inner(w)
+
+
+@pytest.mark.parametrize("execute", ["trace", "blocks"])
+def test_two_ways_to_execute_are_refused(execute: str) -> None:
+    with pytest.raises(ValueError, match=f'compile: expected False for execute="{execute}"'):
+        torchopt.inner_loop(
+            loss_of, torchopt.sgd, steps=1, derivative="mixed", execute=execute, compile=True
+        )

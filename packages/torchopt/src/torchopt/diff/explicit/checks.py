@@ -21,6 +21,7 @@ __all__ = [
     "require_no_differences",
     "require_no_iterable",
     "require_place",
+    "require_tasks",
 ]
 
 
@@ -105,6 +106,15 @@ def require_count(value: Any, what: str) -> None:
         raise TypeError(f"inner_loop: {what}: expected an int, got {type(value).__name__}.")
     if value < 1:
         raise ValueError(f"inner_loop: {what}: expected at least 1, got {value}.")
+
+
+def require_tasks(tasks: Any) -> None:
+    """Raise unless there are dimensions for several arguments, or None."""
+    if tasks is not None and not isinstance(tasks, (tuple, list)):
+        raise TypeError(
+            "inner_loop: tasks: expected a tuple with a dimension, or None, for params, batch and "
+            f"each further argument, such as (None, 0), got {type(tasks).__name__}."
+        )
 
 
 def require_place(place: str, keep: int | str, derivative: str) -> None:

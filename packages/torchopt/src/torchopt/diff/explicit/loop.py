@@ -361,8 +361,10 @@ def inner_loop(
         https://doi.org/10.1145/347837.347846 (`keep=int`)
     """
     if compile:
-        if execute == "trace":
-            raise ValueError('inner_loop: compile: expected False for execute="trace", got True.')
+        if execute not in ("eager", "compile"):
+            raise ValueError(
+                f'inner_loop: compile: expected False for execute="{execute}", got True.'
+            )
         execute = "compile"
     return Explicit(
         loss, optimizer, steps, derivative, keep, window, tasks, verify, blocks, execute, keep_on,

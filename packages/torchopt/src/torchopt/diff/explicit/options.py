@@ -7,7 +7,7 @@ from typing import Any
 
 from torchopt.diff.differences import Differences
 from torchopt.diff.explicit.budget import in_bytes
-from torchopt.diff.explicit.checks import require_count, require_place
+from torchopt.diff.explicit.checks import require_count, require_place, require_tasks
 
 __all__ = ["TRACED", "require_options"]
 
@@ -34,6 +34,12 @@ def require_options(loop: Any) -> None:
             f'a budget such as "64MiB", got {loop.keep!r}.'
         )
     require_place(loop.keep_on, loop.keep, str(loop.derivative))
+    require_tasks(loop.tasks)
+    if isinstance(loop.blocks, str):
+        raise TypeError(
+            f"inner_loop: blocks: expected a sequence of names, got {loop.blocks!r}; pass "
+            f"[{loop.blocks!r}]."
+        )
     if loop.blocks and loop.derivative != "mixed":
         raise ValueError(
             'inner_loop: blocks: expected derivative="mixed", in which blocks are computed '
