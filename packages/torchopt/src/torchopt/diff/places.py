@@ -58,6 +58,8 @@ class Slot:
 
     def read(self) -> Any:
         """Return the current content, or `MISSING`."""
+        if isinstance(self.holder, dict):  # `[]` of a defaultdict would make an entry
+            return dict.get(self.holder, self.key, MISSING)
         try:
             return self.holder.cell_contents if self.key is CELL else self.holder[self.key]
         except (LookupError, ValueError):
@@ -179,8 +181,7 @@ def numpy_source(owner: Any) -> Source:
 
     def put(state: tuple[Any, ...]) -> None:
         name, keys, *rest = state
-        numpy: Any = sys.modules["numpy"]
-        owner.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
+        owner.set_state((name, sys.modules["numpy"].frombuffer(keys, dtype="uint32"), *rest))
 
     return Source.of(get, put)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -411,3 +412,23 @@ def test_a_function_may_differentiate_on_its_own() -> None:
     decorated = zero_order(Rademacher(), "antithetic", vectorized=False)(f)
     x = torch.tensor(3.0, dtype=F64, requires_grad=True)
     assert torch.autograd.grad(decorated(x), x)[0].item() == pytest.approx(2.0)
+
+
+def test_entries_that_a_default_container_lost_stay_lost() -> None:
+    seen: defaultdict[str, int] = defaultdict(int)
+    counts: Counter[str] = Counter()
+
+    def f(x: Tensor) -> Tensor:
+        value = x * (1 + seen["a"] + counts["a"])
+        seen["b"] = counts["b"] = 2
+        seen.pop("a")
+        del counts["a"]
+        return value
+
+    x = torch.tensor(3.0, dtype=F64, requires_grad=True)
+    seen["a"] = counts["a"] = 1
+    value = zero_order(Rademacher(), "antithetic", num_samples=4, vectorized=False)(f)(x)
+    assert (dict(seen), dict(counts)) == ({"b": 2}, {"b": 2})
+    (g,) = torch.autograd.grad(value, x)
+    assert g.item() == pytest.approx(3.0)
+    assert (dict(seen), dict(counts)) == ({"b": 2}, {"b": 2})
