@@ -258,6 +258,8 @@ def test_guided_directions_have_the_stated_covariance_and_mean() -> None:
         guided.draw([torch.zeros(2)], 0, 0, 1)
     with pytest.raises(ValueError, match="alpha in"):
         Guided(A[:, None], 0.0)
+    with pytest.raises(ValueError, match="at least one column"):
+        Guided(torch.ones(3, 0))
 
 
 def test_effective_sample_size() -> None:
@@ -287,3 +289,26 @@ def test_peak_memory_does_not_grow_with_the_number_of_samples() -> None:
             lambda p: p.sum(), x, seed=0
         )
     assert largest == 8 * 1000
+
+
+@pytest.mark.parametrize("size", [0, -2, 2.0, True])
+def test_blocks_without_directions_are_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match="Orthogonal: size: expected an integer of at least 1"):
+        Orthogonal(size)
+    with pytest.raises(ValueError, match="Sobol: size: expected a power of two"):
+        Sobol(size)
+
+
+def test_points_of_a_block_are_a_power_of_two() -> None:
+    with pytest.raises(ValueError, match="expected a power of two, got 48"):
+        Sobol(48)
+    # As many points on each side of the median as on the other.
+    z = Sobol(32).draw(LIKE, 0, 0, 32)[0]
+    assert ((z > 0).sum(0) == 16).all()
+
+
+def test_a_distribution_whose_parameter_would_get_no_gradient_is_refused() -> None:
+    scale = torch.tensor(1.0, requires_grad=True)
+    with pytest.raises(ValueError, match="got scale that requires one"):
+        ZeroOrder(torch.distributions.Normal(0.0, scale))
+    ZeroOrder(torch.distributions.Normal(0.0, scale.detach()))

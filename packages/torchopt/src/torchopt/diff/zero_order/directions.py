@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.diff.closure import captured
 from torchopt.diff.zero_order.independent import (
     Directions,
     Gaussian,
@@ -152,6 +153,18 @@ def _moments(distribution: torch.distributions.Distribution) -> tuple[float, flo
     return float(mean), float(variance)
 
 
+def _require_constant(distribution: Any) -> None:
+    """Raise if parameters of a torch distribution require a gradient, which they would not get."""
+    if not isinstance(distribution, torch.distributions.Distribution):
+        return
+    name = next((n for n, x in captured(distribution, Tensor) if x.requires_grad), None)
+    if name is not None:
+        raise ValueError(
+            f"`distribution`: expected parameters without a gradient, got {name} that requires "
+            "one. An estimate is not differentiated in its distribution: detach it."
+        )
+
+
 def as_directions(distribution: Any) -> Directions:
     """Return `distribution` as a source of directions.
 
@@ -162,6 +175,7 @@ def as_directions(distribution: Any) -> Directions:
 
     Raises:
         TypeError: `distribution` is none of the three, or a class.
+        ValueError: A parameter of a torch distribution requires a gradient.
     """
     if isinstance(distribution, Directions):
         return distribution
@@ -171,6 +185,7 @@ def as_directions(distribution: Any) -> Directions:
             f"`distribution`: expected an object that draws, got the class {name}; make one, such "
             "as torch.distributions.Normal(0.0, 1.0)."
         )
+    _require_constant(distribution)
     if _is_standard_normal(distribution):
         return Gaussian()
     if isinstance(distribution, torch.distributions.Distribution):

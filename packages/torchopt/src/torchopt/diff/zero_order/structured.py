@@ -38,6 +38,10 @@ def _common_dtype(like: Sequence[Tensor]) -> torch.dtype:
     return dtype
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _normal_rows(dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """Return Gaussian directions as a matrix `[stop - start, dimension]` on the CPU."""
     return Gaussian().draw([torch.empty(dimension, dtype=dtype)], seed, start, stop)[0]
@@ -69,7 +73,11 @@ class Orthogonal(_Flat):
     reduce the variance: for a linear function they do not measure the same component twice.
 
     Attributes:
-        size: The number of directions in a block. A block of m takes memory D m and time D m^2.
+        size: The number of directions in a block, >= 1. A block of m takes memory D m and time
+            D m^2.
+
+    Raises:
+        ValueError: `size` is not an integer of at least 1.
 
     References:
         K. Choromanski, M. Rowland, V. Sindhwani, R. Turner, A. Weller, Structured Evolution with
@@ -86,6 +94,12 @@ class Orthogonal(_Flat):
     standard_normal: ClassVar[bool] = True
 
     size: int = 256
+
+    def __post_init__(self) -> None:
+        if not _is_count(self.size):
+            raise ValueError(
+                f"Orthogonal: size: expected an integer of at least 1, got {self.size!r}."
+            )
 
     def coupled(self, dimension: int) -> int:
         """Return the number of directions in a block."""
@@ -117,7 +131,11 @@ class Sobol(_Flat):
     known. For smooth functions of few variables the error falls faster than 1/sqrt(N).
 
     Attributes:
-        size: The number of points in a block, a power of two.
+        size: The number of points in a block, a power of two, for which they are balanced.
+
+    Raises:
+        ValueError: `size` is not a power of two; or when directions are drawn: the tree has more
+            entries than `torch.quasirandom.SobolEngine` has dimensions.
 
     References:
         A. Owen, Scrambled net variance for integrals of smooth functions, Annals of Statistics 25,
@@ -132,6 +150,10 @@ class Sobol(_Flat):
     standard_normal: ClassVar[bool] = True
 
     size: int = 64
+
+    def __post_init__(self) -> None:
+        if not _is_count(self.size) or self.size & (self.size - 1):
+            raise ValueError(f"Sobol: size: expected a power of two, got {self.size!r}.")
 
     def coupled(self, dimension: int) -> int:
         """Return the number of directions in a block."""
@@ -175,7 +197,7 @@ class Guided(_Flat):
         alpha: The share of the variance that is isotropic, in (0, 1].
 
     Raises:
-        ValueError: The subspace is not a matrix, or `alpha` is out of its range.
+        ValueError: The subspace is not a matrix with columns, or `alpha` is out of its range.
 
     References:
         N. Maheswaranathan, L. Metz, G. Tucker, D. Choi, J. Sohl-Dickstein, Guided evolutionary
@@ -195,6 +217,8 @@ class Guided(_Flat):
             tensor = isinstance(self.subspace, Tensor)
             got = list(self.subspace.shape) if tensor else type(self.subspace).__name__
             raise ValueError(f"Guided: expected a subspace of shape [D, k], a tensor, got {got}.")
+        if not self.subspace.shape[1]:
+            raise ValueError("Guided: expected a subspace of at least one column, got none.")
         if not 0.0 < self.alpha <= 1.0:
             raise ValueError(f"Guided: expected alpha in (0, 1], got {self.alpha}.")
 
