@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
@@ -338,3 +341,20 @@ def test_steps_by_ranks_do_not_grow_with_the_number_of_samples():
         for n in (1000, 10_000)
     ]
     assert 0.8 < sizes[0] / sizes[1] < 1.25
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mean", "scale"),
+    [(torch.float32, 1000.0, 1e-6), (torch.bfloat16, 100.0, 0.01), (F64, 1.0, 1e-17)],
+)
+def test_a_scale_below_the_resolution_of_the_mean_is_noticed(dtype, mean, scale):
+    means = {"a": torch.zeros(3, dtype=dtype), "w": torch.full((2,), mean, dtype=dtype)}
+    search = SearchDistribution.around(means, 1.0)
+    fine = {k: x.clone() for k, x in search.log_scale.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PGPE(2).estimate(lambda p: p["w"].sum(), search)
+    fine["w"][1] = math.log(scale)
+    match = r"expected exp\(log_scale\) above the resolution.* at mean\['w'\] 1 of 2 entries"
+    with pytest.warns(UserWarning, match=match):
+        PGPE(2).estimate(lambda p: p["w"].sum(), SearchDistribution(means, fine))

@@ -70,8 +70,16 @@ def _spacing(x: Tensor) -> Tensor:
     return ulp.clamp(min=info.smallest_normal * info.eps)
 
 
+def _least(x: float | Tensor) -> float:
+    return float(x.amin()) if isinstance(x, Tensor) else x
+
+
 def warn_of_lost_perturbations(
-    leaves: Sequence[Tensor], sigma: float, normal: bool, name: Callable[[int], str]
+    leaves: Sequence[Tensor],
+    sigma: float | Sequence[Tensor],
+    normal: bool,
+    name: Callable[[int], str],
+    what: str = "sigma",
 ) -> None:
     """Warn if the dtype of some weights is too coarse for perturbations of size `sigma`.
 
@@ -82,25 +90,29 @@ def warn_of_lost_perturbations(
 
     Args:
         leaves: The point.
-        sigma: The size of the perturbation.
+        sigma: The size of the perturbation, or that of each entry, a tensor like each leaf.
         normal: Whether the entries of a direction are normally distributed.
         name: Maps the number of a leaf to its name.
+        what: The name of the size.
     """
-    limit = sigma * (2.0 if normal else 0.25)
     for k, x in enumerate(leaves):
+        if not x.numel():
+            continue
+        size = sigma[k].double() if isinstance(sigma, Sequence) else sigma
+        limit = size * (2.0 if normal else 0.25)
         info = torch.finfo(x.dtype)
-        largest = float(x.detach().abs().amax()) if x.numel() else 0.0
-        if not math.isfinite(largest) or max(largest, info.smallest_normal) * info.eps <= limit:
+        largest, least = float(x.detach().abs().amax()), _least(limit)
+        if not math.isfinite(largest) or max(largest, info.smallest_normal) * info.eps <= least:
             continue
         spacing = _spacing(x.detach())
         lost = int((spacing > limit).sum())
         if lost:
             warnings.warn(
-                f"zero-order estimation: expected sigma above the resolution of the weights, got "
-                f"sigma={sigma:g}; at {name(k)} {lost} of {x.numel()} entries are {x.dtype} "
-                f"numbers up to {float(spacing.max()):g} apart, so that perturbations are rounded "
-                "away and the gradient there is wrong or zero. Use a larger sigma, or keep these "
-                "weights in a wider dtype.",
+                f"zero-order estimation: expected {what} above the resolution of the weights, got "
+                f"{what}={_least(size):g}; at {name(k)} {lost} of {x.numel()} entries are "
+                f"{x.dtype} numbers up to {float(spacing.max()):g} apart, so that perturbations "
+                "are rounded away and the gradient there is wrong or zero. Use a larger "
+                f"{what}, or keep these weights in a wider dtype.",
                 UserWarning,
                 stacklevel=2,
             )

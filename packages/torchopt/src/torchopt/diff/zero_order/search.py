@@ -45,7 +45,7 @@ from torchopt.diff.zero_order.directions import Directions, Gaussian, Guided, dr
 from torchopt.diff.zero_order.engine import ZeroOrder
 from torchopt.diff.zero_order.error_bars import GradientEstimate, Spread, effective_sample_size
 from torchopt.diff.zero_order.evaluate import ENTRIES_PER_CHUNK
-from torchopt.diff.zero_order.precision import accumulator, widened
+from torchopt.diff.zero_order.precision import accumulator, warn_of_lost_perturbations, widened
 from torchopt.diff.zero_order.refusals import require_plain
 from torchopt.diff.zero_order.utilities import nes_utilities
 from torchopt.linear_solve.layout import Layout
@@ -170,6 +170,7 @@ class _Search(Described):
         origin = layout.ravel(tree_map(torch.zeros_like, distribution.mean))
         center = layout.ravel(distribution.mean)
         pull, scales = _scales(distribution, layout, origin, name)
+        _warn_of_lost_perturbations(distribution.mean, layout, scales)
         engine = ZeroOrder(
             self.directions, self.method, num_samples=self.num_samples, chunk_size=self.chunk_size,
             vectorized=self.vectorized,
@@ -202,12 +203,8 @@ class _Search(Described):
             return SearchDistribution(mean, tree_unflatten(spec, log_scale))
 
         error = None if spread is None else spread.standard_error(total)
-        return GradientEstimate(
-            named(total),
-            None if error is None else named(error),
-            effective_sample_size(slopes),
-            losses.numel(),
-        )
+        bars = None if error is None else named(error)
+        return GradientEstimate(named(total), bars, effective_sample_size(slopes), losses.numel())
 
     def weights(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of the parts for the mean and for the scale, each `[N]`."""
@@ -227,6 +224,14 @@ def _against_others(values: Tensor) -> Tensor:
     """Return each value minus the mean of the others."""
     n = len(values)
     return (values - values.mean()) * (n / (n - 1))
+
+
+def _warn_of_lost_perturbations(mean: Any, layout: Layout, scales: Tensor) -> None:
+    leaves, places = tree_leaves(mean), layout.spec.accessors()
+    sizes = [s.reshape(x.shape) for s, x in zip(scales.split(layout.sizes), leaves)]
+    warn_of_lost_perturbations(
+        leaves, sizes, True, lambda k: places[k].codify("mean"), "exp(log_scale)"
+    )
 
 
 def _scales(
