@@ -26,6 +26,7 @@ __all__ = [
     "below_transforms",
     "count_forward_modes",
     "count_transforms",
+    "entries_of_batch",
     "forward_mode",
     "forward_mode_enabled",
     "gradient_in_transform",
@@ -280,6 +281,13 @@ def plain_entry(x: Tensor) -> Tensor:
         if dim >= 0:
             x = x.select(dim, 0)
     return x.detach()
+
+
+def entries_of_batch(x: Tensor, dim: int) -> list[Tensor]:
+    """Return the entries of a batch; of a batch without entries, one of zeros."""
+    if x.shape[dim]:
+        return list(x.unbind(dim))
+    return [x.new_zeros((*x.shape[:dim], *x.shape[dim + 1 :]))]
 
 
 def is_batched(x: Tensor) -> bool:

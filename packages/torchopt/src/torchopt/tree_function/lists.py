@@ -21,7 +21,15 @@ from torchopt.tree_function.modes import Tensors
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["PLAIN", "add_lists", "are_plain", "are_unfollowed", "max_over_batch", "placed_like"]
+__all__ = [
+    "PLAIN",
+    "add_lists",
+    "are_plain",
+    "are_unfollowed",
+    "max_over_batch",
+    "placed_like",
+    "require_entries",
+]
 
 
 class _AddLists(torch.autograd.Function):
@@ -100,6 +108,15 @@ def placed_like(old: Any, new: Any) -> Tensor:
     return placed
 
 
+def require_entries(size: int) -> None:
+    """Raise for a vmap over a batch without entries, which iterations and factorisations lack."""
+    if not size:
+        raise ValueError(
+            "a solver under torch.func.vmap: expected a batch of at least one entry, got one "
+            "without entries; leave the call out for an empty batch."
+        )
+
+
 class _MaxOverBatch(torch.autograd.Function):
     """The identity; under vmap, the maximum over the entries of the batch."""
 
@@ -121,6 +138,7 @@ class _MaxOverBatch(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor) -> Any:
+        require_entries(info.batch_size)
         return max_over_batch(x.amax(in_dims[0])), None
 
 

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchopt.torch_internals import (
-    any_watched,
-    is_batched_backward,
-)
+from torchopt.torch_internals import any_watched, entries_of_batch, is_batched_backward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,13 +158,16 @@ class _OperationFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, operation: Operation, *tensors: Tensor) -> Any:
-        # One call per batch entry, because the constants (the step count) may differ as well.
+        # One call per batch entry, because the constants (the step count) may differ as well. For a
+        # batch without entries, one call on zeros shows the shapes.
+        size = info.batch_size
         slices = [
-            [x] * info.batch_size if dim is None else list(x.unbind(dim))
+            [x] * max(size, 1) if dim is None else entries_of_batch(x, dim)
             for x, dim in zip(tensors, in_dims[1:])
         ]
         outputs = [apply_operation(operation, *row) for row in zip(*slices)]
         stacked = tuple(torch.stack(column) for column in zip(*outputs))
+        stacked = stacked if size else tuple(x[:0] for x in stacked)
         return stacked, (0,) * len(stacked)
 
 

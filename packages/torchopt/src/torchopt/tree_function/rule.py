@@ -19,6 +19,7 @@ from torchopt.tree import is_smooth
 
 if TYPE_CHECKING:
     pass
+from torchopt.tree_function.lists import require_entries
 from torchopt.tree_function.modes import Tensors, forward_modes, over_batched, values
 
 __all__ = ["Rule", "Sweep", "apply_releasable_rule", "apply_rule", "apply_sweep"]
@@ -188,6 +189,7 @@ class _RuleFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, rule: Rule, *inputs: Tensor) -> Any:
+        require_entries(info.batch_size)
         outputs = apply_rule(_BatchedRule(rule, tuple(in_dims[1:]), info.randomness), *inputs)
         return outputs, (0,) * len(outputs)
 

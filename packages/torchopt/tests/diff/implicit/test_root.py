@@ -12,7 +12,9 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
+import torchopt
 from torchopt.diff.implicit import (
+    Implicit,
     ImplicitEngine,
     OptimalityError,
     OptimalityWarning,
@@ -21,6 +23,7 @@ from torchopt.diff.implicit import (
     root_jvp,
     root_vjp,
 )
+from torchopt.diff.zero_order import zero_order
 from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve import (
     CG,
@@ -578,3 +581,48 @@ def test_higher_derivatives_of_solutions_that_nobody_keeps(vectorize):
     second = torch.autograd.functional.hessian(loss, a, create_graph=True, vectorize=vectorize)
     (third,) = torch.autograd.grad(second, a)
     torch.testing.assert_close((second.item(), third.item()), (9.0, 3.0))
+
+
+EMPTY = torch.empty(0, 3, dtype=torch.float64)
+
+
+def distance(w, x):
+    return ((w - x) ** 2).sum()
+
+
+@custom_root(lambda x, a: 2 * x - a, argnums=1, solve=CG(), tol=1e-6)
+def half(start, a):
+    return a / 2
+
+
+@zero_order(torch.randn, "antithetic", num_samples=3)
+def sampled(x):
+    return (x**2).sum()
+
+
+OVER_NOTHING = {
+    "a root": (root_of, True),
+    "a root by CG": (lambda x: half(x, x), True),
+    "an implicit loop": (lambda x: Implicit(distance, torchopt.sgd(0.5))(x * 0, x).params, True),
+    "an inner loop": (
+        lambda x: torchopt.inner_loop(distance, torchopt.adam(0.1), steps=2)(x * 0, x).params,
+        False,
+    ),
+    "an estimate": (lambda x: sampled(x).expand(3), False),
+}
+
+
+@pytest.mark.parametrize("name", OVER_NOTHING)
+def test_a_batch_without_entries_has_none_or_is_refused_by_solvers(name):
+    function, refused = OVER_NOTHING[name]
+    calls = (
+        lambda: vmap(function)(EMPTY),
+        lambda: vmap(grad(lambda x: function(x).sum()))(EMPTY),
+        lambda: grad(lambda x: vmap(function)(x).sum())(EMPTY),
+    )
+    for call in calls:
+        if refused:
+            with pytest.raises(ValueError, match="batch of at least one entry"):
+                call()
+        else:
+            assert call().shape == (0, 3)
