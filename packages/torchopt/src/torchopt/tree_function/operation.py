@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from torchopt.torch_internals import any_watched, entries_of_batch, is_batched_backward
+from torchopt.tree_function.modes import Tensors, forward_modes, linearize, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-from torchopt.tree_function.modes import Tensors, forward_modes, linearize, values
 
 __all__ = ["Operation", "apply_operation"]
 

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from torchopt.errors import NotDifferentiableError
 from torchopt.precision import without_autocast
 from torchopt.torch_internals import count_forward_modes, in_forward_mode, is_transforming
 from torchopt.tree import is_smooth
-
-if TYPE_CHECKING:
-    pass
 from torchopt.tree_function.lists import require_entries
 from torchopt.tree_function.modes import Tensors, forward_modes, over_batched, values
 
