@@ -2,6 +2,7 @@
 #include "nodes/text.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "support/errors.h"
 
@@ -27,9 +28,12 @@ static bool is_plain_text(PyObject* object) noexcept {
 }
 
 std::string repr_of(PyObject* object) {
+    if (!is_plain_text(object)) return utf8(checked(PyObject_Repr(object)).get());
     // Makes repr 1.4x faster (benchmarks/optree).
-    if (is_plain_text(object)) return "'" + utf8(object) + "'";
-    return utf8(checked(PyObject_Repr(object)).get());
+    const auto length = static_cast<std::size_t>(PyUnicode_GET_LENGTH(object));
+    std::string text(length + 2, '\'');
+    std::memcpy(text.data() + 1, PyUnicode_DATA(object), length);
+    return text;
 }
 
 std::string attribute_text(PyObject* object, const char* name) {

@@ -1,18 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "walk/repr.h"
 
+#include <cstring>
 #include <string>
+#include <string_view>
 
 namespace optree {
 namespace {
 
-// Writes from the last character to the first, in the order in which the table is read, and writes
-// the text of each node once. Joining the texts of the children at every level takes time quadratic
-// in the depth.
+// Text that is written from its end to its beginning.
+class Backwards {
+  public:
+    void write(std::string_view text) {
+        if (text.size() > free_) grow(text.size());
+        free_ -= text.size();
+        std::memcpy(buffer_.data() + free_, text.data(), text.size());
+    }
+    std::string text() const { return buffer_.substr(free_); }
+
+  private:
+    void grow(std::size_t needed) {
+        const std::size_t used = buffer_.size() - free_;
+        std::string grown(2 * buffer_.size() + needed, ' ');
+        std::memcpy(grown.data() + grown.size() - used, buffer_.data() + free_, used);
+        free_ = grown.size() - used;
+        buffer_.swap(grown);
+    }
+
+    std::string buffer_;
+    std::size_t free_ = 0;  // the number of bytes before the text
+};
+
+// Writes the text of each node once, in the order in which the table is read: the last child comes
+// first. Joining the texts of the children at every level takes time quadratic in the depth.
 std::string body(const Tree& tree) {
     if (tree.nodes.empty()) return "*";
     constexpr char hole = '\xff';  // a byte that does not occur in UTF-8
-    std::string reversed;
+    Backwards written;
     Texts open;  // rest of the nodes on the path from the root, a hole for each child
     Cursor cursor = Cursor::end_of(tree);
     const auto enter = [&](const Node& node) {
@@ -25,7 +49,7 @@ std::string body(const Tree& tree) {
         std::string& text = open.back();
         const std::size_t at = text.rfind(hole);
         const std::size_t rest = at == std::string::npos ? 0 : at + 1;
-        reversed.append(text.rbegin(), text.rend() - static_cast<std::ptrdiff_t>(rest));
+        written.write(std::string_view(text).substr(rest));
         if (at == std::string::npos) {
             open.pop_back();
             continue;
@@ -34,11 +58,11 @@ std::string body(const Tree& tree) {
         if (const Node* node = cursor.node()) {
             enter(*node);
         } else {
-            reversed += '*';
+            written.write("*");
             cursor.leaf();
         }
     }
-    return {reversed.rbegin(), reversed.rend()};
+    return written.text();
 }
 
 // Marks a spec as being printed by this thread: a key may hold the spec again.
