@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from torchopt.linear_solve import CG, Kronecker, Neumann, kronecker, linear_solve
+from torchopt.linear_solve import (
+    CG,
+    Kronecker,
+    LinearOperator,
+    Neumann,
+    kronecker,
+    linear_solve,
+)
 
 CROSS_ENTROPY = nn.functional.cross_entropy
 
@@ -169,21 +176,26 @@ def test_the_neumann_series_takes_at_most_half_of_the_terms(digits: Any) -> None
     assert errors[1] < errors[0] < 1, errors
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-def test_a_preconditioned_series_has_the_error_of_its_formula(transposed: bool) -> None:
+@pytest.mark.parametrize("way", ["forward", "backward", "transposed state"])
+def test_a_preconditioned_series_has_the_error_of_its_formula(way: str) -> None:
     """(I - a M A)^(K + 1) A^-1 b, also for the transposed system, whose matrix is A'."""
     torch.manual_seed(2)
     A = torch.eye(4).double() + 0.2 * draw(4, 4)
     M = torch.linalg.inv(A + 0.2 * draw(4, 4))
     b, alpha, K = draw(4), 0.7, 3
     solver, eye = Neumann(K, alpha=alpha, M=M, on_fail="ignore"), torch.eye(4).double()
-    if transposed:
-        b = b.requires_grad_()
-        found = linear_solve(A, b, solver, on_fail="ignore").value
-        (value,) = torch.autograd.grad(found, b, c := draw(4))
-        A, M, b = A.mT, M.mT, c
-    else:
+    if way == "forward":
         value = linear_solve(A, b, solver, on_fail="ignore").value
+    else:
+        if way == "backward":
+            b = b.requires_grad_()
+            found = linear_solve(A, b, solver, on_fail="ignore").value
+            (value,) = torch.autograd.grad(found, b, c := draw(4))
+            b = c
+        else:
+            state = solver.init(LinearOperator.from_matrix(A).bound(), b)
+            value = solver.compute(solver.transpose(state), b).value
+        A, M = A.mT, M.mT
     exact = torch.linalg.solve(A, b)
     error = torch.linalg.matrix_power(eye - alpha * M @ A, K + 1) @ exact
     torch.testing.assert_close(exact - value, error)

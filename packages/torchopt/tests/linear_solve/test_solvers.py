@@ -731,3 +731,17 @@ def test_invalid_input_is_refused_with_a_clear_message():
         LinearOperator.from_function(lambda p, v: p["k"] * v, {"k": 2.0}, torch.ones(3))
     with pytest.raises(ValueError, match="maxiter"):
         CG(maxiter=-1)
+
+
+def test_a_solve_is_left_out_of_compiled_graphs():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([node.op for node in graph.graph.nodes].count("call_function"))
+        return graph.forward
+
+    A, b = matrix(SPD), vector()
+    torch._dynamo.reset()
+    found = torch.compile(lambda A, b: 2 * linear_solve(A, b, LU()).value, backend=backend)(A, b)
+    torch.testing.assert_close(found, 2 * torch.linalg.solve(A, b))
+    assert graphs == [1]  # the product with two

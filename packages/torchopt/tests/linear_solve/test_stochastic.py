@@ -260,3 +260,26 @@ def test_solvers_that_need_one_operator_are_refused(solver: Any, option: dict[st
 def test_options_out_of_range(make: Any, options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         make(**options)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_power_of_two_times_the_system_takes_the_same_steps(name: str) -> None:
+    found = []
+    for factor in (1.0, 2.0**-200, 2.0**200):
+        torch.manual_seed(3)
+        solution = linear_solve(operator(), factor * B, SOLVERS[name])
+        found.append((solution.value / factor, solution.stats.residual_norm / factor))
+    torch.testing.assert_close(found[1:], found[:1] * 2, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("average", [1, 6])
+def test_the_residual_is_that_of_the_mean_over_the_second_half(average: int) -> None:
+    """For a matrix that is not random the residuals are (I - a A)^k b."""
+    steps, alpha, A = 7, 0.4, MEAN
+    fixed = LinearOperator.from_function(lambda A, v: A @ v, A, B)
+    solver = StochasticGradient(steps, alpha, average=average, rtol=9.0)
+    found = linear_solve(fixed, B, solver).stats.residual_norm
+    R = torch.eye(2).double() - alpha * A
+    first = min(steps // 2, steps - average)
+    rest = [torch.linalg.matrix_power(R, k) @ B for k in range(first, steps)]
+    torch.testing.assert_close(found, torch.stack(rest).mean(0).norm())

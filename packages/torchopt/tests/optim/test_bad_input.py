@@ -303,6 +303,32 @@ def test_without_eps_derivatives_are_those_of_a_tiny_one(name: str) -> None:
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
+SEVERAL = [
+    (name, parameter.name, parameter.default)
+    for name in sorted(alias.__all__)
+    for parameter in inspect.signature(getattr(alias, name)).parameters.values()
+    if isinstance(parameter.default, tuple)
+]
+
+
+@pytest.mark.parametrize(("name", "parameter", "usual"), SEVERAL)
+def test_one_number_for_several_proposes_the_others(
+    name: str, parameter: str, usual: tuple[float, ...]
+) -> None:
+    for given, proposed in ((0.5, (0.5, *usual[1:])), (None, usual)):
+        with pytest.raises(TypeError) as error:
+            getattr(alias, name)(0.1, **{parameter: given})
+        assert f"pass {parameter}={proposed}" in str(error.value)
+
+
+@pytest.mark.parametrize("etas", [(0.0, 1.2), (1.0, 1.2), (0.5, 1.0), (1.2, 0.5)])
+def test_step_sizes_shrink_by_less_than_one_and_grow_by_more(etas: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="expected 0 < eta_minus < 1 < eta_plus"):
+        torchopt.rprop(etas=etas)
+    with pytest.raises(ValueError, match="expected 0 < eta_minus < 1 < eta_plus"):
+        transform.scale_by_rprop(eta_minus=etas[0], eta_plus=etas[1])
+
+
 GALORE = "galore", lambda lr: transform.galore(torchopt.adam(lr), rank=1)
 
 

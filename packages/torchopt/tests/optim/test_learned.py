@@ -13,8 +13,6 @@ import torchopt
 from torchopt.diff.zero_order import unrolled
 from torchopt.errors import MismatchError
 from torchopt.optimizers.learned import (
-    DECAYS,
-    TIMES,
     LearnedLSTMState,
     LearnedMLPState,
     learned_lstm,
@@ -25,6 +23,9 @@ from torchopt.optimizers.learned import (
 from torchopt.tree import tree_leaves
 
 F64 = torch.float64
+# Of the paper; weights that were trained with them fit no others.
+DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 
 
 def weights_of(kind, seed=0):
