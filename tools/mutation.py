@@ -2,14 +2,18 @@
 """Make small wrong changes, one at a time, and check whether a test fails (cosmic-ray).
 
 ``tools/mutation.toml`` names groups of files, the tests that guard them and how many changes to
-draw from each group. A seed fixes the draw, so that two runs test the same changes. Changes to
-annotations, to type-checking imports and to the texts of errors are not drawn, because no test has
-to detect them. A change that survives fails the task, unless the table of equivalent changes in
-that file says why no test can detect it. The score of the last full run is in
+draw from each group. The draw depends on the text of each line and a seed alone: an edit elsewhere
+leaves it as it is. Changes to annotations, to type-checking imports and to the texts of errors are
+not drawn, because no test has to detect them. ``tools/mutation_named.toml`` lists wrong lines that
+survived once, with the tests that detect them now.
+
+A change that survives fails the task, unless the table of equivalent changes in
+``tools/mutation.toml`` says why no test can detect it. The score of the last full run is in
 ``tools/mutation_score.json``.
 
 The first run records which test runs which line. Each change is then tested by the tests that run
-its statement, the fastest first, for up to ``--budget`` seconds.
+its statement, the fastest first, for up to ``--budget`` seconds of processor time. What was judged
+is kept in ``build/mutation``, and is judged again only if the changed file or its tests change.
 """
 
 from __future__ import annotations
@@ -20,14 +24,15 @@ import concurrent.futures
 import contextlib
 import difflib
 import fnmatch
+import hashlib
 import itertools
 import json
 import multiprocessing
 import os
 import platform
-import random
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +45,7 @@ import mutation_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ROOT / "tools" / "mutation.toml"
+NAMED = ROOT / "tools" / "mutation_named.toml"
 SCORE = ROOT / "tools" / "mutation_score.json"
 BUILD = ROOT / "build" / "mutation"
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONHASHSEED": "0"}
@@ -100,6 +106,7 @@ def changes_of(path: str) -> list[dict[str, Any]]:
     quiet, spans = quiet_lines(source), annotation_spans(source)
     lines = source.splitlines()
     tree = get_ast(source)
+    twins: Counter[tuple[str, str]] = Counter()
     found = []
     for name in sorted(operator_names()):
         try:
@@ -117,9 +124,11 @@ def changes_of(path: str) -> list[dict[str, Any]]:
         for occurrence, (start, end) in enumerate(positions):
             if start[0] in quiet or any(a <= start <= b for a, b in spans):
                 continue
+            line = lines[start[0] - 1].strip()
+            twins[name, line] += 1
             found.append(
                 {"file": path, "operator": name, "occurrence": occurrence, "start": start,
-                 "end": end, "line": lines[start[0] - 1].strip()}
+                 "end": end, "line": line, "twin": twins[name, line]}
             )  # fmt: skip
     return found
 
@@ -152,50 +161,96 @@ def files_of(group: dict[str, Any]) -> list[str]:
 
 
 def drawn(name: str, group: dict[str, Any], seed: str) -> list[dict[str, Any]]:
-    """Return the changes of a group to test, in a fixed random order."""
-    every = [change for file in files_of(group) for change in changes_of(file)]
-    random.Random(name + seed).shuffle(every)
+    """Return the changes of a group to test: those with the smallest hashes."""
+
+    def rank(change: dict[str, Any]) -> bytes:
+        same = (name, seed, *(change[k] for k in ("file", "operator", "line", "twin")))
+        return hashlib.sha256(repr(same).encode()).digest()
+
+    every = sorted((c for file in files_of(group) for c in changes_of(file)), key=rank)
     return list(itertools.islice(filter(tries_a_test, every), group["sample"]))
 
 
-def judge(change: dict[str, Any], names: list[str], budget: float) -> dict[str, Any]:
-    """Make one change and run its tests."""
-    source, changed = (ROOT / change["file"]).read_text(), changed_text(change)
-    started = time.monotonic()
-    limit = 60 + 5 * budget
-    outcome = mutation_run.judge(change["file"], changed, names, limit) if changed else "not made"
-    lines = difflib.unified_diff(source.splitlines(), (changed or source).splitlines(), n=0)
+def judge(
+    change: dict[str, Any], names: list[str], limit: float, alone: bool = False
+) -> dict[str, Any]:
+    """Make one change and run its tests, unless that was done before."""
+    source, changed = (ROOT / change["file"]).read_text(), change["changed"]
+    files = sorted({name.partition("::")[0] for name in names})
+    tests = [(ROOT / file).read_bytes() for file in files]
+    key = hashlib.sha256(repr((change["file"], changed, names, tests)).encode()).hexdigest()[:16]
+    kept = BUILD / "judged" / f"{key}.json"
+    if kept.exists():
+        outcome = json.loads(kept.read_text())
+    else:
+        started = time.monotonic()
+        outcome = {"outcome": mutation_run.judge(change["file"], changed, names, limit)}
+        outcome["seconds"] = round(time.monotonic() - started, 1)
+        if alone or outcome["outcome"] != "timeout":
+            kept.write_text(json.dumps(outcome))
+    lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), n=0)
     diff = [line for line in lines if line[:1] in "+-" and line[:3] not in ("---", "+++")]
-    keep = {k: change[k] for k in ("file", "operator", "occurrence", "line")}
-    seconds = round(time.monotonic() - started, 1)
-    return {**keep, "outcome": outcome, "diff": diff, "tests": len(names), "seconds": seconds}
+    return {"file": change["file"], "diff": diff, "tests": len(names), **outcome}
 
 
 def judged(
+    name: str, changes: list[dict[str, Any]], names: list[list[str]], limits: list[float], pool: Any
+) -> list[Any]:
+    """Return changes with their outcomes. Those that were stopped for time are tried again alone,
+    after the others, so that a process that waited for another one does not count as caught.
+    """
+    found = []
+    for change in pool.map(judge, changes, names, limits):
+        found.append({"group": name, **change})
+        print(f"  {change['seconds']:6.1f} s  {change['outcome']:12}{change['file']}", flush=True)
+    for k, change in enumerate(found):
+        if change["outcome"] == "timeout":
+            again = pool.submit(judge, changes[k], names[k], limits[k], True).result()
+            found[k] = {"group": name, **again}
+            print(f"  alone: {found[k]['outcome']:12}{change['file']}", flush=True)
+    return found
+
+
+def judged_sample(
     name: str, group: dict[str, Any], files: list[str], options: argparse.Namespace, pool: Any
 ) -> list[Any]:
-    """Return the changes of a group with their outcomes."""
+    """Return the drawn changes of a group with their outcomes."""
     print(f"{name}: which test runs which line", flush=True)
-    seconds, lines = mutation_run.recorded(group["tests"], files, 900, pool.map)
+    seconds, lines = mutation_run.recorded(group["tests"], files, 1800, pool.map)
     changes = drawn(name, group, options.seed)[: options.limit]
     print(f"{name}: {len(changes)} changes, {len(seconds)} tests", flush=True)
     names = [
         mutation_run.tests_of(c["file"], c["start"][0], seconds, lines, options.budget)
         for c in changes
     ]
-    found = []
-    for change in pool.map(judge, changes, names, [options.budget] * len(changes)):
-        found.append({"group": name, **change})
-        with (BUILD / "judged.jsonl").open("a") as log:
-            print(json.dumps(found[-1]), file=log)
-        print(f"  {change['seconds']:6.1f} s  {change['outcome']:12}{change['file']}", flush=True)
-    return found
+    limits = [60 + 3 * sum(seconds[test] for test in chosen) for chosen in names]
+    changes = [{**c, "changed": changed_text(c)} for c in changes]
+    return judged(name, changes, names, limits, pool)
 
 
-def is_equivalent(found: dict[str, Any], table: list[dict[str, str]]) -> bool:
-    """Return whether the table explains why no test can detect this change."""
+def judged_named(options: argparse.Namespace, pool: Any) -> list[Any]:
+    """Return the wrong lines of the table with their outcomes."""
+    changes, names = [], []
+    for row in tomllib.loads(NAMED.read_text())["wrong"][: options.limit]:
+        source = (ROOT / row["file"]).read_text()
+        if row["line"] not in source:
+            raise SystemExit(f"{row['file']}: expected the line {row['line']!r}, did not find it")
+        changes.append({"file": row["file"], "changed": source.replace(row["line"], row["change"])})
+        names.append(row["tests"])
+    print(f"named: {len(changes)} changes", flush=True)
+    limits = [300.0] * len(changes)
+    sound = [{**c, "changed": (ROOT / c["file"]).read_text()} for c in changes]
+    for row, found in zip(names, pool.map(judge, sound, names, limits)):
+        if found["outcome"] != "survived":
+            raise SystemExit(f"expected {row} to pass without a change, got: {found['outcome']}")
+    return judged("named", changes, names, limits, pool)
+
+
+def why_equivalent(found: dict[str, Any], table: list[dict[str, str]]) -> str | None:
+    """Return why no test can detect this change, or None if the table does not say."""
     made = "\n".join(line[1:].strip() for line in found["diff"] if line.startswith("+"))
-    return any(e["file"] == found["file"] and e["change"].strip() == made for e in table)
+    rows = (e for e in table if e["file"] == found["file"] and e["change"].strip() == made)
+    return next((row["reason"] for row in rows), None)
 
 
 def main() -> int:
@@ -203,7 +258,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("groups", nargs="*", help="groups to test; all by default")
+    parser.add_argument("groups", nargs="*", help="groups to test, and `named`; all by default")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests per change")
     parser.add_argument("--seed", default="", help="draws another sample than the stored one")
@@ -216,35 +271,34 @@ def main() -> int:
     groups = {k: g for k, g in settings["groups"].items() if k in (options.groups or [k])}
     # For all groups at once, so that a test file shared by several groups runs once.
     files = sorted({file for group in settings["groups"].values() for file in files_of(group)})
-    BUILD.mkdir(parents=True, exist_ok=True)
+    (BUILD / "judged").mkdir(parents=True, exist_ok=True)
     mutation_run.warm_up()
     fork = multiprocessing.get_context("fork")
+    results = []
     with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=fork) as pool:
-        results = [
-            found
-            for name, group in groups.items()
-            for found in judged(name, group, files, options, pool)
-        ]
+        if "named" in (options.groups or ["named"]):
+            results += judged_named(options, pool)
+        for name, group in groups.items():
+            results += judged_sample(name, group, files, options, pool)
     return report(results, settings.get("equivalent", []), options.store)
 
 
 def report(results: list[dict[str, Any]], table: list[dict[str, str]], store: bool) -> int:
     """Print the survivors and the score of each group; return 1 if one is unexplained."""
     score: dict[str, dict[str, int]] = {}
-    unexplained = []
-    for found in sorted(results, key=lambda f: (f["group"], f["file"], f["occurrence"])):
+    survivors = []
+    for found in sorted(results, key=lambda f: (f["group"], f["file"], f["diff"])):
         row = score.setdefault(found["group"], {"made": 0, "caught": 0, "equivalent": 0})
-        if found["outcome"] == "not made":
-            continue
         row["made"] += 1
         if found["outcome"] in CAUGHT:
             row["caught"] += 1
-        elif is_equivalent(found, table):
-            row["equivalent"] += 1
-        else:
-            unexplained.append(found)
+            continue
+        reason = why_equivalent(found, table)
+        row["equivalent"] += reason is not None
+        survivors.append({**{k: found[k] for k in ("group", "file", "diff")}, "reason": reason})
+    unexplained = [found for found in survivors if found["reason"] is None]
     for found in unexplained:
-        print(f"\nsurvived: {found['file']} ({found['operator']})")
+        print(f"\nsurvived: {found['file']}")
         print("\n".join(found["diff"]))
     print()
     for name, row in score.items():
@@ -252,8 +306,12 @@ def report(results: list[dict[str, Any]], table: list[dict[str, str]], store: bo
             f"{name:24}{row['made']:5} made{row['caught']:5} caught{row['equivalent']:5} equivalent"
         )
     if store:
+        old = json.loads(SCORE.read_text()) if SCORE.exists() else {}
         stamp = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
-        SCORE.write_text(json.dumps({**stamp, "groups": score}, indent=1) + "\n")
+        groups = {**old.get("groups", {}), **score}
+        kept = [found for found in old.get("survivors", []) if found["group"] not in score]
+        new = {**stamp, "groups": groups, "survivors": kept + survivors}
+        SCORE.write_text(json.dumps({**old, **new}, indent=1) + "\n")
     return 1 if unexplained else 0
 
 

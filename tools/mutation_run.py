@@ -12,6 +12,7 @@ import hashlib
 import importlib.machinery
 import os
 import pickle
+import resource
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ __all__ = ["Lines", "judge", "recorded", "warm_up"]
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "mutation"
 OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--rootdir", str(ROOT)]
+OPTIONS += ["-m", "not slow and not exhaustive"]
 OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins that the fork has
 
 #: Lines of a file -> tests that run them; the tests' times are beside them.
@@ -50,12 +52,17 @@ def warm_up() -> None:
 
 
 def in_child(work: Callable[[], int], limit: float) -> int | None:
-    """Return the exit status of `work` in a fork: negative for a signal, None after the limit."""
+    """Return the exit status of `work` in a fork, negative for a signal; None if it was stopped.
+
+    It is stopped after `limit` seconds of processor time, which do not depend on the load of the
+    machine, or if it has not ended after four times as long and a minute.
+    """
     child = os.fork()
     if child == 0:
         status = 3
         try:
             os.setsid()
+            resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, int(limit) + 5))
             printed = os.open(
                 BUILD / f"printed{os.getppid()}.txt", os.O_RDWR | os.O_CREAT | os.O_TRUNC
             )
@@ -65,25 +72,32 @@ def in_child(work: Callable[[], int], limit: float) -> int | None:
             status = work()
         finally:
             os._exit(status)
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + 60 + 4 * limit
     while time.monotonic() < deadline:
         ended, how = os.waitpid(child, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(how)
+            status = os.waitstatus_to_exitcode(how)
+            return None if status == -signal.SIGXCPU else status
         time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None
 
 
+def processor_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
 # --- which test runs which line -------------------------------------------------------------------
 
 
 class _Recorder:
-    """Records the time of each test and the lines that it runs."""
+    """Records the processor time of each test and the lines that it runs."""
 
     def __init__(self, files: Sequence[str]) -> None:
         self.files = files
+        self.passed: set[str] = set()
         self.seconds: dict[str, float] = {}
         self.coverage = coverage.Coverage(
             data_file=None, include=[str(ROOT / f) for f in files], config_file=False
@@ -92,14 +106,17 @@ class _Recorder:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
         self.coverage.switch_context(item.nodeid)
+        started = processor_seconds()
         try:
             return (yield)
         finally:
             self.coverage.switch_context("")
+            if item.nodeid in self.passed:
+                self.seconds[item.nodeid] = processor_seconds() - started
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.passed:
-            self.seconds[report.nodeid] = report.duration
+            self.passed.add(report.nodeid)
 
     def lines(self) -> Lines:
         """Return the lines of each file with the passing tests that run them."""
@@ -148,7 +165,7 @@ def recorded(
     Args:
         tests: Files and folders of tests.
         files: Sources.
-        limit: Time limit for one test file, in seconds.
+        limit: The processor time that one test file may take, in seconds.
         each: `map`, or the `map` method of a pool of processes.
     """
     every = sorted(
@@ -212,14 +229,19 @@ def tests_of(
 
 
 class _Chosen:
-    """Runs the chosen tests, in their order."""
+    """Runs the chosen tests, in their order: files, tests with all their parameters, or one."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.order = {name: place for place, name in enumerate(names)}
 
+    def place(self, item: pytest.Item) -> int | None:
+        """Return the place of a test in the order, or None."""
+        test, file = item.nodeid.partition("[")[0], item.nodeid.partition("::")[0]
+        return next((self.order[x] for x in (item.nodeid, test, file) if x in self.order), None)
+
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        kept = [item for item in items if item.nodeid in self.order]
-        items[:] = sorted(kept, key=lambda item: self.order[item.nodeid])
+        kept = [(place, item) for item in items if (place := self.place(item)) is not None]
+        items[:] = [item for _, item in sorted(kept, key=lambda pair: pair[0])]
 
 
 def _test_changed(file: str, text: str, names: Sequence[str]) -> int:
