@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -120,6 +122,16 @@ def test_memory_that_is_not_there_is_not_opened(tmp_path, what):
     second.open()
     assert not second.is_open
     del first
+
+
+def test_memory_that_cannot_be_made_is_found_by_nobody(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(os, "ftruncate", refused)
+    for rank in (Slots(tmp_path / "slots", rank, 2) for rank in (0, 1)):
+        rank.open()
+        assert not rank.is_open
 
 
 @pytest.mark.parametrize("n", [2, 4])

@@ -58,12 +58,16 @@ class Slots:
         self._starts = [head + rank * self.room for rank in range(size)]
         self._bytes = head + size * self.room
         if rank == 0 and can_share():
-            token = secrets.token_hex(_LINE // 2)
-            file = os.memfd_create("torchopt")
-            weakref.finalize(self, os.close, file)
-            os.ftruncate(file, self._bytes)
-            os.write(file, token.encode())
-            path.write_text(f"/proc/{os.getpid()}/fd/{file} {token}")
+            with contextlib.suppress(OSError):  # there are limits for files; then nobody finds it
+                self._make()
+
+    def _make(self) -> None:
+        token = secrets.token_hex(_LINE // 2)
+        file = os.memfd_create("torchopt")
+        weakref.finalize(self, os.close, file)
+        os.ftruncate(file, self._bytes)
+        os.write(file, token.encode())
+        self._path.write_text(f"/proc/{os.getpid()}/fd/{file} {token}")
 
     def open(self) -> None:
         """Look for the memory, once; `is_open` says whether it was found."""
