@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
+from torchopt.params.containers import named_submodules
 from torchopt.params.functional import functional_call
 from torchopt.params.second_order import check_second_order
 from torchopt.params.swap import Swap
@@ -290,3 +291,22 @@ def test_a_forward_that_yields_ends_with_the_tensors_that_it_began_with(end: str
         assert [x.item() for x in steps] == [6.0, 6.0]
     assert log == [6.0]
     assert net.w.item() == 1.0
+
+
+class Hides(nn.Sequential):
+    """Yields no module but itself."""
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Any:
+        yield "", self
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.Tanh())),
+        Hides(Hides()),
+        nn.Sequential(Hides(nn.Linear(1, 1)), nn.Linear(1, 1)),
+    ],
+)
+def test_submodules_are_those_that_the_module_names(module: nn.Module) -> None:
+    assert named_submodules(module) == list(module.named_modules())
