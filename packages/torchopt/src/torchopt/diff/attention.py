@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.precision import with_autocast
+from torchopt.torch_internals import autocast_now
 from torchopt.tree_function import Operation, apply_operation, is_transforming, linearize
 
 __all__ = ["attention"]
@@ -92,8 +94,11 @@ def attention(
 
 
 def _bound(scale: float, constant: Tensor | None) -> Callable[..., Tensor]:
+    cast = autocast_now()  # a derivative is computed outside of it
+
     def chunk(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        return _chunk(query, key, value, constant if mask is None else mask, scale=scale)
+        with with_autocast(cast):
+            return _chunk(query, key, value, constant if mask is None else mask, scale=scale)
 
     return chunk
 
