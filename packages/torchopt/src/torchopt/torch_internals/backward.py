@@ -20,6 +20,7 @@ __all__ = [
     "backward_pass",
     "bump_versions",
     "counts_for_any_autocast",
+    "dtypes_of_node",
     "graph_is_kept",
     "holds_alone",
     "hooks_of_gradient",
@@ -209,6 +210,11 @@ def without_recurrent_kernels() -> Iterator[None]:
 _switches = threading.Lock()
 _switched: list[None] = []  # one entry for each active context
 _found: list[bool] = []
+
+
+def dtypes_of_node(node: Any) -> list[torch.dtype]:
+    """Return the dtypes of the results of a graph node."""
+    return [x.dtype for x in getattr(node, "_input_metadata", ())]
 
 
 def hooks_of_node(node: Any) -> list[dict[Any, Callable[..., Any]]]:

@@ -187,3 +187,24 @@ def test_a_query_that_sees_no_key_gets_zeros_and_no_derivative_is_nan(
 def plain_weights(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     scores = q @ k.mT / q.size(-1) ** 0.5
     return scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("derivative", ["reverse", "mixed"])
+def test_chunks_are_computed_again_in_the_autocast_of_the_loss(
+    derivative: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = (draw(2, n, 4, seed=n).float() for n in (6, 7, 7))
+    monkeypatch.setattr(chunked, "_BYTES", 2 * 2 * 7 * 2)
+
+    def gradient(enabled: bool) -> Tensor:
+        def loss(p: Tensor, batch: Any) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                out = nn.functional.scaled_dot_product_attention(q @ p, k @ p, v)
+            return out.float().square().mean()
+
+        p = draw(4, 4, seed=5).float().requires_grad_()
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.5), steps=2, derivative=derivative)
+        return torch.autograd.grad(inner(p, None).params.square().sum(), p)[0]
+
+    expected = gradient(False)
+    assert (gradient(True) - expected).norm() < 0.1 * expected.norm()

@@ -287,3 +287,49 @@ def test_a_penalty_of_the_gradient_of_a_normalisation_is_refused(
     inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=1, derivative=derivative)
     with pytest.raises(NotDifferentiableError, match="in which torch's forward mode treats mean"):
         inner(w, x, scale).params.sum().backward()
+
+
+class _Doubled(torch.autograd.Function):
+    """The identity, whose backward pass doubles the gradient."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        return 2 * cotangents[0]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        return tangents[0].clone()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_half_precision_inside_a_loss_is_no_wrong_slope(changed: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w, x, y = (torch.randn(8, 8, generator=generator) for _ in range(3))
+
+    def loss(w: Tensor, batch: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            z = torch.tanh(torch.tanh(batch @ w) @ w) - y
+        return ((_Doubled.apply(z) if changed else z).float() ** 2).mean()  # type: ignore[no-untyped-call]
+
+    w.requires_grad_()
+
+    def moved(derivative: str) -> Tensor:  # its cotangent is along the gradient of the loss
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.3), steps=1, derivative=derivative)
+        return (inner(w, x).params - w.detach()).square().sum()
+
+    (expected,) = torch.autograd.grad(moved("reverse"), w)
+    total = moved("mixed")
+    if changed:
+        with pytest.raises(NotDifferentiableError, match="whose backward pass is its derivative"):
+            total.backward()
+    else:
+        (found,) = torch.autograd.grad(total, w)
+        assert (found - expected).norm() < 0.1 * expected.norm()

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from torchopt.diff.closure import graph_of
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import any_autocast, is_traced
+from torchopt.torch_internals import any_autocast, dtypes_of_node, is_traced
 from torchopt.tree import is_smooth
 
 __all__ = ["Slope", "dual_gradient", "forward_mode_explained", "tangent_of"]
@@ -129,7 +129,8 @@ class Slope:
         If a backward pass changes gradients, they are the derivative of no function, and their own
         derivative is not symmetric. This check also finds a tangent of something that is a constant
         in reverse mode. Near a minimum both slopes consist of rounding errors of terms that cancel;
-        then a difference between them is allowed.
+        then a difference between them is allowed. So are the rounding errors of half precision
+        inside the loss.
 
         Args:
             value: The loss with its tangent, 0-dim or `[tasks]`.
@@ -149,6 +150,9 @@ class Slope:
         both = [(x, c) for x, c in zip(params, curved) if c is not None]
         if both:
             noise += float(_norms([x for x, _ in both]).dot(_norms([c for _, c in both])))
+        coarse = _eps_inside(value)
+        if coarse > eps and apart <= 8 * coarse * self.scale:
+            return
         if apart > ROUNDINGS * eps * noise:  # never for NaN
             raise NotDifferentiableError(
                 'inner_loop: derivative="mixed": expected a loss whose backward pass is its '
@@ -156,6 +160,13 @@ class Slope:
                 f"and {self.value:.3g} by its gradient; does an autograd.Function change the "
                 'gradient? Use derivative="reverse", or "first_order".'
             )
+
+
+def _eps_inside(value: Tensor) -> float:
+    """Return the coarsest precision in a graph, such as that of a loss that uses autocast."""
+    dtypes = {dtype for node in graph_of([value])[0] for dtype in dtypes_of_node(node)}
+    found = (torch.finfo(x).eps for x in dtypes if x.is_floating_point or x.is_complex)
+    return max(found, default=0.0)
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
