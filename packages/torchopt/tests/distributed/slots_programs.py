@@ -89,3 +89,24 @@ def steps(bucket_bytes: int, room: int, blind: int) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def gradients_of_another_dtype(n: int, deterministic: bool) -> list[list[Tensor]]:
+    """Return the gradients of three steps; rank 0 alone uses the last parameter."""
+    params = [torch.ones(n, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)]
+    for p in params:
+        p.grad_dtype = torch.float32
+    engine = todist.TaskParallel(params, deterministic=deterministic)
+
+    def loss(task: float) -> Tensor:
+        used = params if task == 1.0 else params[:1]
+        return sum((p.float() * task).sum() for p in used)  # type: ignore[return-value]
+
+    found = []
+    for _ in range(3):
+        for p in params:
+            p.grad = None
+        engine.backward(loss, [1.0, 2.0**-10])
+        found.append([p.grad.clone() for p in params if p.grad is not None])
+    return found

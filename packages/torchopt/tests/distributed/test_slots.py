@@ -150,3 +150,14 @@ def test_steps_add_up_gradients_in_shared_memory_once_all_ranks_have_found_it(st
                     assert step["is_open"]
                     assert step["here"] == step["buckets"] if room == 2**20 else step["here"] > 0
                     assert (step["torch"] > 0) == (room < 2**20)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have one dtype")
+@pytest.mark.parametrize("n", [20, 3000])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_gradients_of_another_dtype_than_their_parameters(standing, n, deterministic):
+    want = [torch.full((n,), 0.5 + 2.0**-11), torch.full((n,), 0.5)]  # not in bfloat16
+    for found in standing(programs.gradients_of_another_dtype, 2, n, deterministic):
+        for grads in found:
+            assert [g.dtype for g in grads] == [torch.float32] * 2
+            assert all(map(torch.equal, grads, want))

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from torchopt.distributed.group import Group
-from torchopt.distributed.signature import local_part
+from torchopt.distributed.signature import gradient_dtype, local_part
 from torchopt.distributed.slots import Shares, Slots
 from torchopt.distributed.sparse import added
 from torchopt.torch_internals import holds_alone, hooks_of_gradient
 
-__all__ = ["BucketedSum", "dense_gradient", "filled"]
+__all__ = ["BucketedSum", "dense_gradient", "filled", "zero_gradient"]
 
 _LARGE = 2**21  # bytes; of smaller ones, a message each would take longer than a copy
 
@@ -35,7 +35,12 @@ _LARGE = 2**21  # bytes; of smaller ones, a message each would take longer than 
 def dense_gradient(p: Tensor) -> Tensor:
     """Return the gradient of a leaf as a dense tensor; zeros if there is none."""
     g = p.grad
-    return torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
+    return zero_gradient(p) if g is None else g.to_dense() if g.is_sparse else g
+
+
+def zero_gradient(p: Tensor) -> Tensor:
+    """Return a gradient of zeros."""
+    return torch.zeros_like(p, dtype=gradient_dtype(p))
 
 
 def filled(
@@ -58,18 +63,20 @@ def filled(
         if _is_large(p):
             full.append([k])
             continue
-        members, size = open_.get((p.dtype, p.device), ([], 0))
+        kind = (gradient_dtype(p), p.device)
+        members, size = open_.get(kind, ([], 0))
         members.append(k)
         size += _bytes(p)
         if size >= limit:
             full.append(members)
             members, size, limit = [], 0, bucket_bytes
-        open_[p.dtype, p.device] = (members, size)
+        open_[kind] = (members, size)
     return full + [members for members, _ in open_.values() if members]
 
 
 def _bytes(p: Tensor) -> int:
-    return p.numel() * p.element_size()
+    """Return the size of the gradient of a parameter."""
+    return p.numel() * gradient_dtype(p).itemsize
 
 
 def _is_large(p: Tensor) -> bool:
@@ -227,7 +234,7 @@ class BucketedSum:
             losses: Each is 0 on all ranks but one.
         """
         like = self.params[self._buckets[-1].members[0]]
-        self._numbers = Numbers(counts, losses, like.dtype)
+        self._numbers = Numbers(counts, losses, gradient_dtype(like))
         self._send(self._buckets[-1], [self._numbers.packed])
 
     def finish(self, name: str, limit: float) -> None:
@@ -240,7 +247,7 @@ class BucketedSum:
         for k in self._sharded:
             p = self.params[k]
             if p.grad is None:
-                p.grad = torch.zeros_like(p)
+                p.grad = zero_gradient(p)
             elif p.grad.placements != p.placements:  # type: ignore[attr-defined]
                 p.grad = p.grad.redistribute(placements=p.placements)  # type: ignore[attr-defined]
             assert p.grad is not None
@@ -309,7 +316,7 @@ class Numbers:
     @staticmethod
     def fit(p: Tensor) -> bool:
         """Return whether the bucket of a parameter can hold counts and losses exactly."""
-        return p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64)
+        return p.is_cpu and gradient_dtype(p) in (torch.float32, torch.float64)
 
     def unpacked(self, flat: Tensor) -> tuple[list[float], Tensor]:
         """Return counts and losses, in float64, from the end of the summed bucket."""

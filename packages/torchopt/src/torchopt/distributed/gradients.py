@@ -18,11 +18,11 @@ from torch import Tensor
 
 from torchopt.distributed import sparse
 from torchopt.distributed.before import unchanged
-from torchopt.distributed.buckets import BucketedSum, dense_gradient
+from torchopt.distributed.buckets import BucketedSum, dense_gradient, zero_gradient
 from torchopt.distributed.group import flat
 from torchopt.distributed.ordered_sum import OrderedSum, nodes_of
 from torchopt.distributed.packet import DifferenceError, Packet
-from torchopt.distributed.signature import local_part
+from torchopt.distributed.signature import gradient_dtype, local_part
 from torchopt.torch_internals import backward_into
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class _Whole(Gradients):
         counts, summed, row = self._in_a_packet(counts, losses, more)
         sums = row.split_with_sizes([p.numel() for p in dense])
         for p, x in zip(dense, sums):
-            p.grad = x.view(p.shape).to(p.dtype, copy=True)
+            p.grad = x.view(p.shape).to(gradient_dtype(p), copy=True)
         return counts, summed
 
     def deliver(self, used: Sequence[bool]) -> None:
@@ -306,7 +306,7 @@ class _Ordered(Gradients):
             self._dense[k] = self._dense[k] or (g is not None and not sparse.is_sparse(g))
         changes = self.step.before.take(weight)
         values = [
-            local_part(torch.zeros_like(p) if g is None else _filled(g)).detach().clone()
+            local_part(zero_gradient(p) if g is None else _filled(g)).detach().clone()
             for p, g in zip(self.params, grads)
         ]
         for x, change in zip(self.step.before.contents, changes):
@@ -338,7 +338,7 @@ class _Ordered(Gradients):
         """Return the nodes of all ranks with their values."""
         group = self.step.group
         own = [self._sum.nodes[node] for node in parts[group.rank]]
-        form = [local_part(p).detach() for p in self.params]
+        form = [local_part(p).detach().to(gradient_dtype(p)) for p in self.params]
         for x in self.step.before.contents:
             counts = not (x.is_floating_point() or x.is_complex())
             form.append(x.long() if counts else x)

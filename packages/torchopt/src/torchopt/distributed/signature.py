@@ -19,10 +19,16 @@ from torchopt.errors import WorkerError
 if TYPE_CHECKING:
     from torchopt.distributed.task_parallel import TaskParallel
 
-__all__ = ["Signature", "agree", "difference", "kinds_of", "local_part", "refuse"]
+__all__ = ["Signature", "agree", "difference", "gradient_dtype", "kinds_of", "local_part", "refuse"]
 
 _FACTS = ("number of steps", "number of tasks", "weights", "settings", "parameters", "values")
 _REPLICA_CHECK = 100  # steps between two comparisons of the parameters
+
+
+def gradient_dtype(p: Tensor) -> torch.dtype:
+    """Return the dtype of the gradients of a leaf: a newer torch lets it be another one."""
+    own: torch.dtype | None = getattr(p, "grad_dtype", None)
+    return own or p.dtype
 
 
 def local_part(x: Tensor) -> Tensor:

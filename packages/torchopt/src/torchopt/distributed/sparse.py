@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.distributed.group import Group
+from torchopt.distributed.signature import gradient_dtype
 
 __all__ = ["added", "is_sparse", "sparse_positions", "summed"]
 
@@ -46,10 +47,11 @@ def summed(
         limit: Seconds that other ranks may take.
     """
     if not sparse:
-        dense = torch.zeros_like(p, memory_format=torch.contiguous_format)
+        dense = torch.zeros_like(p, dtype=gradient_dtype(p), memory_format=torch.contiguous_format)
         return group.sum_(dense if grad is None else dense + grad, name, limit)
     if grad is None:
-        rows, values = torch.zeros(0, dtype=torch.int64, device=p.device), p.detach()[:0]
+        rows = torch.zeros(0, dtype=torch.int64, device=p.device)
+        values = p.detach()[:0].to(gradient_dtype(p))
     else:
         grad = grad.coalesce()
         rows, values = grad.indices()[0], grad.values()

@@ -29,7 +29,7 @@ from torchopt.distributed.contents import Contents
 from torchopt.distributed.gradients import is_small
 from torchopt.distributed.group import Group
 from torchopt.distributed.session import DEFAULT_TIMEOUT
-from torchopt.distributed.signature import agree, kinds_of, local_part, refuse
+from torchopt.distributed.signature import agree, gradient_dtype, kinds_of, local_part, refuse
 from torchopt.distributed.sparse import sparse_positions
 from torchopt.distributed.step import MetaStep, Step
 from torchopt.errors import NotDifferentiableError  # noqa: F401 - imported from here before
@@ -207,7 +207,8 @@ class TaskParallel:
         """Return the facts that follow from the shapes and dtypes of parameters."""
         known = self._form.params
         if len(known) != len(params) or any(a is not b for a, b in zip(known, params)):
-            code = zlib.crc32(repr([(tuple(p.shape), p.dtype) for p in params]).encode())
+            kinds = [(tuple(p.shape), p.dtype, gradient_dtype(p)) for p in params]
+            code = zlib.crc32(repr(kinds).encode())
             small = self.group.device.type == "cpu" and is_small(params, self.bucket_bytes)
             sparse = sparse_positions(self.modules, params)
             fill = filled(params, self.bucket_bytes, sparse)
