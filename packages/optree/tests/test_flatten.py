@@ -589,3 +589,9 @@ def test_one_level_of_a_registered_class_checks_what_its_function_returns() -> N
     for entries in (("x",), ("x", "y", "z")):
         with pytest.raises(RuntimeError, match=rf"children \(2\) .* entries \({len(entries)}\)"):
             one_level([5, 6], None, entries)
+
+
+def test_the_constants_say_what_none_is() -> None:
+    tree = [None, 1]
+    assert optree.tree_leaves(tree, none_is_leaf=optree.NONE_IS_LEAF) == [None, 1]
+    assert optree.tree_leaves(tree, none_is_leaf=optree.NONE_IS_NODE) == [1]
