@@ -92,6 +92,47 @@ def test_exit_while_another_thread_flattens() -> None:
         assert "Traceback" not in done.stderr
 
 
+WALKS = {
+    "f_node of walk": "spec.walk([1] * spec.num_leaves, lambda *parts: [parts])",
+    "f_node of traverse": "spec.traverse([1] * spec.num_leaves, lambda node: [node])",
+    "path entries": "optree.tree_accessors([Node()] * 10, namespace='n')",
+    "comparisons of keys": "optree.tree_leaves([{Key(2): 1, Key(1): 2}] * 10)",
+    "hashes of keys": "hash(optree.tree_structure([{Key(2): 1, Key(1): 2}] * 10))",
+}
+
+
+@pytest.mark.differs_from_published
+@pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS)
+def test_exit_while_another_thread_runs_the_code_of(walk: str) -> None:
+    code = """
+        import threading, time, optree
+        class Key:
+            def __init__(self, number): self.number = number
+            def __hash__(self): return self.number
+            def __eq__(self, other): return self.number == other.number
+            def __lt__(self, other): return self.number < other.number
+        class Node: pass
+        class Entry(optree.GetItemEntry):
+            def __init__(self, *fields): super().__init__(*fields)
+        optree.register_pytree_node(
+            Node, lambda node: ((1, 2), None), lambda _, children: Node(),
+            path_entry_type=Entry, namespace='n',
+        )
+        spec = optree.tree_structure([1, {'a': (2, [3])}] * 10)
+        def work():
+            while True:
+                WALK
+        for _ in range(3):
+            threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.03)
+        print('leaving', flush=True)
+    """
+    for _ in range(6):
+        done = run(code.replace("WALK", walk))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "leaving\n"
+
+
 def test_exit_through_an_exception() -> None:
     done = run("""
         import optree

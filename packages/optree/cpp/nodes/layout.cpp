@@ -134,7 +134,8 @@ Ref positions_of(PyObject* const* keys, std::size_t size) {
     Ref positions = checked(PyDict_New());
     for (std::size_t i = 0; i < size; ++i) {
         const Ref number = checked(PyLong_FromSize_t(i));
-        check_status(PyDict_SetItem(positions.get(), keys[i], number.get()));
+        check_status(
+            calling_python([&] { return PyDict_SetItem(positions.get(), keys[i], number.get()); }));
     }
     return positions;
 }

@@ -6,7 +6,7 @@
 namespace optree {
 
 std::uint64_t hash_of_object(PyObject* object) {
-    const Py_hash_t hash = PyObject_Hash(object);
+    const Py_hash_t hash = calling_python([&] { return PyObject_Hash(object); });
     if (hash == -1 && PyErr_Occurred()) throw PythonError{};
     return static_cast<std::uint64_t>(hash);
 }

@@ -134,7 +134,7 @@ Ref copy_list(PyObject* list) { return checked(PyList_GetSlice(list, 0, PyList_G
 
 // Sorts in place. Returns false if the elements cannot be ordered (TypeError, cleared).
 bool try_sort(PyObject* list) {
-    if (PyList_Sort(list) == 0) return true;
+    if (calling_python([&] { return PyList_Sort(list); }) == 0) return true;
     if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw PythonError{};
     PyErr_Clear();
     return false;

@@ -28,7 +28,9 @@ static bool is_plain_text(PyObject* object) noexcept {
 }
 
 std::string repr_of(PyObject* object) {
-    if (!is_plain_text(object)) return utf8(checked(PyObject_Repr(object)).get());
+    if (!is_plain_text(object)) {
+        return utf8(checked(calling_python([&] { return PyObject_Repr(object); })).get());
+    }
     // Makes repr 1.4x faster (benchmarks/optree).
     const auto length = static_cast<std::size_t>(PyUnicode_GET_LENGTH(object));
     std::string text(length + 2, '\'');

@@ -44,6 +44,13 @@ bool is_stock(const State& state, PyObject* cls) {
     return calls_plainly(Py_TYPE(cls));
 }
 
+// An entry: the class called with the three arguments that follow args[0].
+Ref called(PyObject* cls, PyObject** args) {
+    return checked(calling_python([&] {
+        return PyObject_Vectorcall(cls, args + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+    }));
+}
+
 // One of the library's own path entry classes. Its instances are created without running the
 // dataclass constructor, whose checks always pass here (makes accessors 10x faster,
 // benchmarks/optree). This is done only while none of its functions is replaced.
@@ -60,8 +67,7 @@ class StockEntryClass {
     Ref make(PyObject* entry, PyObject* type_object, PyObject* kind) const {
         if (!direct_) {
             PyObject* args[] = {nullptr, entry, type_object, kind};
-            return checked(PyObject_Vectorcall(cls_.get(), args + 1,
-                                               3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+            return called(cls_.get(), args);
         }
         Ref made = checked(type()->tp_alloc(type(), 0));
         field(made, entry_) = compat::new_ref(entry);
@@ -112,14 +118,14 @@ class EntryMaker {
         }
         plain_tuple_ = false;  // a user's class may return anything: the accessor must check it
         PyObject* args[] = {nullptr, key, type, kind_object};
-        return checked(PyObject_Vectorcall(registration->path_entry_type, args + 1,
-                                           3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+        return called(registration->path_entry_type, args);
     }
 
     Ref accessor(ObjectStack& edges) const {
         if (!plain_tuple_) {
             const Ref path = tuple_of(edges.data(), edges.size());
-            return checked(PyObject_CallOneArg(accessor_.get(), path.get()));
+            return checked(
+                calling_python([&] { return PyObject_CallOneArg(accessor_.get(), path.get()); }));
         }
         auto* type = reinterpret_cast<PyTypeObject*>(accessor_.get());
         ObjectStack items;

@@ -137,25 +137,29 @@ Ref spec_traverse_leaves(const SpecObject& spec, PyObject* leaves, PyObject* f_n
                                      stack.data() + base, node.arity);
             stack.forget_from(base);
             Ref container = checked(made);
-            return f_node != nullptr ? checked(PyObject_CallOneArg(f_node, container.get()))
-                                     : std::move(container);
+            if (f_node == nullptr) return container;
+            return checked(
+                calling_python([&] { return PyObject_CallOneArg(f_node, container.get()); }));
         });
 }
 
 Ref spec_walk(const SpecObject& spec, PyObject* leaves, PyObject* f_node, PyObject* f_leaf) {
     if (f_node == nullptr) return spec_traverse_leaves(spec, leaves, nullptr, f_leaf);
     State& state = state_of(spec);
-    return rebuild_with(
-        spec, leaves, f_leaf, [&](const Node& node, ObjectStack& stack, std::size_t base) {
-            PyObject* tuple = steal_into_tuple(stack.data() + base, node.arity);
-            stack.forget_from(base);
-            const Ref children = checked(tuple);
-            const Slot* slots = slots_of(spec.tree, node);
-            const Ref data = node_data(node.kind, slots);
-            return checked(PyObject_CallFunctionObjArgs(f_node, node_type(state, node.kind, slots),
-                                                        data ? data.get() : Py_None, children.get(),
-                                                        nullptr));
-        });
+    return rebuild_with(spec, leaves, f_leaf,
+                        [&](const Node& node, ObjectStack& stack, std::size_t base) {
+                            PyObject* tuple = steal_into_tuple(stack.data() + base, node.arity);
+                            stack.forget_from(base);
+                            const Ref children = checked(tuple);
+                            const Slot* slots = slots_of(spec.tree, node);
+                            const Ref data = node_data(node.kind, slots);
+                            PyObject* args[] = {nullptr, node_type(state, node.kind, slots),
+                                                data ? data.get() : Py_None, children.get()};
+                            return checked(calling_python([&] {
+                                return PyObject_Vectorcall(
+                                    f_node, args + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+                            }));
+                        });
 }
 
 }  // namespace optree

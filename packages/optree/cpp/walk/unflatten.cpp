@@ -94,7 +94,7 @@ void IteratorSource::take(std::uint32_t count, ObjectStack& stack) {
 }
 
 void IteratorSource::finish() {
-    const Ref extra = Ref::steal(PyIter_Next(iterator_));
+    const Ref extra = Ref::steal(calling_python([&] { return PyIter_Next(iterator_); }));
     if (extra) {
         if (!counts_) raise(PyExc_ValueError, "Too many leaves for PyTreeSpec.");
         raise_too_many(expected_, "at least ", static_cast<Py_ssize_t>(expected_) + 1);
