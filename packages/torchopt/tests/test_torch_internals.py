@@ -372,6 +372,26 @@ def test_products_that_fit_are_kept_between_the_parts_of_a_graph(room: int, kept
     torch.testing.assert_close(found, joint(x, w, v, c), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("written", "kept"), [("nothing", 2), ("other", 2), ("first", 1)])
+def test_products_that_are_written_to_are_not_kept(written: str, kept: int) -> None:
+    def joint(x: torch.Tensor, w: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:
+        first, second, other = x @ w, x.sin() @ w, x.cos()
+        if written != "nothing":
+            (first if written == "first" else other).view(-1).mul_(2)
+        value = first.sin() + second.cos() + other[:, :5]
+        return [value.sum(), c * value]
+
+    generator = torch.Generator().manual_seed(0)
+    shapes: list[tuple[int, ...]] = [(6, 40), (40, 5), ()]
+    x, w, c = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    graph = internals.traced_graph(joint, (x, w, c), lambda _: None)
+    before, after, passed = internals.split_graph(graph, 1, [2], recompute=True, room=10_000)
+    value, *made = before(x, w)
+    assert len(made) == kept
+    found = [value, *after(*made, *((x, w)[i] for i in passed), c)]
+    torch.testing.assert_close(found, joint(x, w, c), rtol=0, atol=0)
+
+
 def test_operations_on_what_was_written_to_are_not_merged() -> None:
     def function(x: torch.Tensor) -> list[torch.Tensor]:
         y = x.clone()

@@ -59,8 +59,11 @@ def split_graph(
     again: set[torch.fx.Node] = set()
     if room is not None:
         candidates = _computed_again(known, early, dict(kept), set())
-        saved = set() if writes(nodes) else _products_within(room, early, candidates)
+        saved = _products_within(room, early, candidates - _written(nodes))
         again = _computed_again(known, early, kept, saved)
+        if writes(nodes):  # perhaps to a view, which the edges of the graph do not show
+            again = set(early) - saved
+            kept = dict.fromkeys((*known, *(n for n in early if n in saved)))
     elif recompute and not writes(nodes):
         again = _computed_again(known, early, kept, None)
     passed = [i for i, n in enumerate(known) if n in kept]
@@ -157,7 +160,7 @@ def _products_within(
 ) -> set[torch.fx.Node]:
     """Return the products of matrices that take the most time for their memory.
 
-    A sum with a product, such as the tangent of a product, counts as one.
+    A sum with a product, such as its tangent, counts as one.
 
     Args:
         room: The bytes that all may take together.
@@ -179,6 +182,25 @@ def _products_within(
         if node in candidates and counts[node] >= LEAST and size <= room:
             room -= size
             found.add(node)
+    return found
+
+
+def _written(nodes: Sequence[torch.fx.Node]) -> set[torch.fx.Node]:
+    """Return the operations to whose results, or to views of them, another operation writes."""
+    found: set[torch.fx.Node] = set()
+    for node in nodes:
+        schema = getattr(node.target, "_schema", None)
+        for i, argument in enumerate(() if schema is None else schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            x: Any = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+            reached = list(x) if isinstance(x, (list, tuple)) else [x]
+            for y in reached:
+                if isinstance(y, torch.fx.Node):
+                    found.add(y)
+                    returns = getattr(getattr(y.target, "_schema", None), "returns", ())
+                    if any(r.alias_info is not None for r in returns):
+                        reached += y.all_input_nodes
     return found
 
 

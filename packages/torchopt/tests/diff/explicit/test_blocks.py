@@ -57,6 +57,17 @@ class InPlace(nn.Module):
         return y.mul_(1.1)
 
 
+class InView(InPlace):
+    """Changes a product through a view of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(x)
+        y.view(-1).mul_(1.1)
+        z: Tensor = self.second(y.tanh())
+        z.view(-1).sin_()
+        return x + z.tanh()
+
+
 class Tied(nn.Module):
     """Uses one parameter in several ways, and a part of its input as a constant."""
 
@@ -151,6 +162,7 @@ class Learns(nn.Module):
 NETS: dict[str, Callable[[], nn.Module]] = {
     "attention": of(Attends),
     "in place": of(InPlace),
+    "in place by a view": of(InView),
     "a parameter used twice": of(Tied),
     "a parameter under two names": of(Shares),
     "tuples": Pairs,

@@ -316,7 +316,9 @@ def inner_loop(
             once, and the resulting program runs for any number of steps; no compiler is needed.
             `"compile"`: the program is compiled by torch's inductor, which needs a C++ compiler and
             takes seconds at the first call. `"blocks"`: the blocks of `"mixed"` are compiled, equal
-            ones once, whatever the depth, and everything else is eager. A new shape, dtype or value
+            ones once, whatever the depth, and everything else is eager. Besides its inputs, a block
+            keeps products of matrices: all in a first derivative, and in a second one as many as
+            fit into twice its inputs, parameters and their tangents. A new shape, dtype or value
             of a number that the loss or the optimizer holds causes a new trace, which the logger
             `torchopt.diff.explicit.trace` reports.
         unroll: How many steps one call of a traced program takes, for `execute` "trace" or
