@@ -63,7 +63,7 @@ RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 EXCHANGED = RECURRENT | frozenset(
     {
         *("scaled_dot_product_attention", "multi_head_attention_forward", "_weight_norm"),
-        *("linear_cross_entropy", "scatter_reduce", "scatter_reduce_"),
+        *("linear_cross_entropy", "mse_loss", "scatter_reduce", "scatter_reduce_"),
         *("register_hook", "register_prehook"),
     }
 )

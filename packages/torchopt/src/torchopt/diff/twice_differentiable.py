@@ -73,7 +73,8 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     It avoids fast kernels whose second derivative or forward mode is missing or wrong. Attention
     runs as `attention`; LSTM, GRU and RNN run without mkldnn; `weight_norm` runs as elementary
-    operations; `linear_cross_entropy` is not split into chunks.
+    operations; `linear_cross_entropy` is not split into chunks. In forward mode `mse_loss` runs as
+    elementary operations.
 
     A constant in reverse mode is also a constant in forward mode. torch itself lets tangents pass
     through `torch.no_grad()`, mostly by views, and through gradients that are taken without a
@@ -149,6 +150,10 @@ class TwiceDifferentiable(TorchFunctionMode):
                 return func(*args, **kwargs)
         if name == "_weight_norm":
             return weight_norm(*args, **kwargs)
+        if name == "mse_loss":
+            return (
+                _mean_square(func, *args, **kwargs) if in_forward_mode() else func(*args, **kwargs)
+            )
         if name == "linear_cross_entropy":
             return func(*args, **{**kwargs, "options": None})
         if in_forward_mode() and "prod" in (*args[4:], kwargs.get("reduce")):
@@ -172,6 +177,15 @@ class TwiceDifferentiable(TorchFunctionMode):
             with with_forward_mode(False):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _mean_square(function: Any, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return `mse_loss`; the forward mode of its mean fails if one argument has no tangent."""
+    given = {k: v for k, v in kwargs.items() if v is not None}
+    if not args and given in ({}, {"reduction": "mean"}) and x.shape == y.shape:
+        return (x - y).square().mean()
+    found: Tensor = function(x, y, *args, **kwargs)
+    return found
 
 
 def _recompute_as_batch() -> None:

@@ -161,6 +161,23 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("way", [*WAYS, *TRACED], ids=str)
+def test_the_mean_square_error_has_a_forward_mode(way: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w, x, y = (torch.randn(3, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+
+    def loss(p: Tensor, batch: Tensor) -> Tensor:
+        return torch.nn.functional.mse_loss(torch.tanh(p @ batch), y)
+
+    final, _, _ = unrolled(loss, torchopt.sgd(lr), w, [x] * 3)
+    (expected,) = torch.autograd.grad(final.square().sum(), lr)
+    inner = torchopt.inner_loop(loss, torchopt.sgd, steps=3, **way)
+    result = inner(w.detach(), x, lr=lr)
+    (found,) = torch.autograd.grad(result.params.square().sum(), lr)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
 def loss_by(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     def loss(p: dict[str, Tensor], batch: Tensor, scale: Tensor) -> Tensor:
         y = torch.tanh(p["w"] @ batch * scale)
