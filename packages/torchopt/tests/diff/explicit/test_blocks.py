@@ -130,6 +130,32 @@ class Pairs(nn.Module):
         return pair[0] * pair[1]
 
 
+class Shows(nn.Module):
+    """Returns a product, and something computed from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.layer(x)
+        return y, y.tanh()
+
+
+class Writes(nn.Module):
+    """Changes a product that a block returned in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Shows() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            y, z = block(x)
+            x = y.mul_(0.5) + z
+        return x
+
+
 def of(block: type[nn.Module]) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(block(), block())
 
@@ -166,6 +192,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "a parameter used twice": of(Tied),
     "a parameter under two names": of(Shares),
     "tuples": Pairs,
+    "results changed in place": Writes,
     "a checkpoint": of(Checkpointed),
     "an encoder of torch": encoder,
 }

@@ -97,7 +97,10 @@ class BlockCode:
     def values(self, arguments: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors of the value followed by their tangents, and the kept products."""
         found = self._run("values", arguments)
-        return found[: self._count], found[self._count :]
+        results, kept = found[: self._count], found[self._count :]
+        # The loss may write to results.
+        seen = {x.untyped_storage()._cdata for x in results}
+        return results, [x.clone() if x.untyped_storage()._cdata in seen else x for x in kept]
 
     def cotangents(
         self, kept: list[Tensor], arguments: list[Tensor], given: list[Tensor]
