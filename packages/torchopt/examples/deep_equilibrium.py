@@ -227,6 +227,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
     plot_curves(
         smooth,
         out / "deep_equilibrium.png",
+        covered=kinds[0],
         xlabel="step",
         ylabel="training loss, mean of 11 steps",
         title="Digits",

@@ -90,9 +90,20 @@ def flat_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot_curves(
-    curves: Mapping[str, Sequence[tuple[float, float]]], path: Path, **settings: Any
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    path: Path,
+    *,
+    covered: str = "",
+    **settings: Any,
 ) -> None:
-    """Write a plot of labelled curves, each a sequence of (x, y); `settings` are those of axes."""
+    """Write a plot of labelled curves, each a sequence of (x, y).
+
+    Args:
+        curves: The curves by label.
+        path: The file.
+        covered: The label of a curve that another one covers; it is drawn wide.
+        settings: Those of axes.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -100,7 +111,7 @@ def plot_curves(
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for label, curve in curves.items():
-        axes.plot(*zip(*curve), label=label)
+        axes.plot(*zip(*curve), label=label, linewidth=4.5 if label == covered else 1.5)
     axes.set(**settings)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

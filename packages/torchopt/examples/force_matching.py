@@ -144,7 +144,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
     results["ms"] = fastest_ms(
         {"eager": step(force_loss), "second_order.compile": step(fast)}, config.repeats
     )
-    labels = {"xlabel": "step", "ylabel": "loss of the forces"}
+    labels = {"xlabel": "step", "ylabel": "loss of the forces", "covered": "eager"}
     plot_curves(curves, out / "force_matching.png", yscale="log", **labels)
     return results
 

@@ -136,7 +136,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
         },
         config.repeats,
     )
-    labels = {"xlabel": "step", "ylabel": "loss"}
+    labels = {"xlabel": "step", "ylabel": "loss", "covered": "eager"}
     plot_curves(curves, out / "pinn_burgers.png", yscale="log", **labels)
     return results
 
