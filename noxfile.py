@@ -290,6 +290,12 @@ def mutation(session: nox.Session) -> None:
 
 
 @nox.session
+def calls(session: nox.Session) -> None:
+    """Run a test of each public function with a profiler, and check that it is called (minutes)."""
+    run(session, PYTHON, "tools/record_calls.py", *session.posargs, **QUIET)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation of both packages and run its examples; warnings are errors."""
     manuals(session, "html", "-W", "--keep-going")

@@ -213,11 +213,14 @@ def tests_of(
 ) -> list[str]:
     """Return the tests that run a line, the fastest first, up to a total of `budget` seconds.
 
-    A line that runs at import counts as run by all tests of that file.
+    A line that runs at import counts as run by all tests of that file, and by those of the tools,
+    which look at signatures.
     """
     source = (ROOT / file).read_text()
-    numbers = statement_at(source, line) if is_in_function(source, line) else lines[file]
+    inside = is_in_function(source, line)
+    numbers = statement_at(source, line) if inside else lines[file]
     names = {name for number in numbers for name in lines[file].get(number, ())}
+    names |= set() if inside else {name for name in seconds if name.startswith("tools/")}
     chosen: list[str] = []
     left = budget
     for name in sorted(names, key=lambda name: (seconds[name], name)):

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record which public functions and classes of both packages the tests call.
 
-``tools/tests/public_calls.json`` names, for each public function and class, a test that calls it.
-This program runs those tests, with a profiler that sees each Python function and each function of
-the extension modules, and fails if one of the names was not called:
+``tools/tests/public_calls.json`` names tests that call public functions and classes. This program
+runs those tests, with a profiler that sees each Python function and each function of the extension
+modules, and fails if a public name was not called, in the table or not:
 
     python tools/record_calls.py                   # minutes
     python tools/record_calls.py --store [PATHS]   # run the tests in PATHS, complete the table
 
-Calls in other processes are not seen. A class counts as called if one of its own methods runs;
-classes without methods of their own, such as most errors, have no code that could be seen.
-`tools/tests/test_public_names.py` reads the tests instead, and that every name is in the table.
+Calls in other processes are not seen. A class counts as called if one of its own methods runs.
+Names without code of their own, such as most errors, cannot be seen.
+`tools/tests/test_public_names.py` reads the tests instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import CodeType
-from typing import Any
+from typing import Any, Union
 
 import pytest
 
@@ -35,13 +35,20 @@ TABLE = ROOT / "tools" / "tests" / "public_calls.json"
 OPTIONS = ["-q", "-p", "no:cacheprovider", "--no-header", "-m", "not exhaustive"]
 
 
-def marks_of(member: Any) -> set[CodeType | str]:
-    """Return what the profiler records for a call: code objects, or the text of a C function."""
+#: The code of a function without a body: what stands for it is made by its decorator.
+NOTHING = (lambda: None).__code__
+#: What the profiler records for a call: the identity of a code object, or the text of a C function.
+Mark = Union[int, str]
+
+
+def marks_of(member: Any) -> set[Mark]:
+    """Return the marks of a function, or of the methods of a class."""
     found = inspect.unwrap(member)
     if isinstance(found, type):
-        return {code for own in vars(found).values() for code in codes_of(own)}
-    codes: set[CodeType | str] = set(codes_of(found))
-    return codes or {f"<built-in method {found.__module__}.{found.__name__}>"}
+        return {id(code) for own in vars(found).values() for code in codes_of(own)}
+    if hasattr(found, "__code__"):
+        return {id(code) for code in codes_of(found)}
+    return {f"<built-in method {found.__module__}.{found.__name__}>"}
 
 
 def codes_of(member: Any) -> Iterator[CodeType]:
@@ -49,21 +56,30 @@ def codes_of(member: Any) -> Iterator[CodeType]:
     parts = (member.fget, member.fset) if isinstance(member, property) else (member,)
     for part in parts:
         found = inspect.unwrap(getattr(part, "__func__", part)) if callable(part) else None
-        if isinstance(code := getattr(found, "__code__", None), CodeType):
+        code = getattr(found, "__code__", None)
+        if isinstance(code, CodeType) and len(code.co_code) > len(NOTHING.co_code):
             yield code
 
 
-def visible(package: str) -> dict[str, set[CodeType | str]]:
-    """Return the marks of the public functions and classes whose calls can be seen, by name."""
-    every = {name: marks_of(member) for name, member in public_callables(package).items()}
-    return {name: marks for name, marks in every.items() if marks}
+def visible(package: str) -> dict[str, set[Mark]]:
+    """Return the marks of each public function and class that no other one shares, by name.
+
+    Equal code is not the same code: code objects are compared by their identities.
+    """
+    every = public_callables(package)
+    owners: dict[Mark, set[int]] = {}
+    for member in every.values():
+        for mark in marks_of(member):
+            owners.setdefault(mark, set()).add(id(member))
+    own = {n: {m for m in marks_of(x) if len(owners[m]) == 1} for n, x in every.items()}
+    return {name: marks for name, marks in own.items() if marks}
 
 
 class Calls:
     """A plugin that keeps, for each public name, the fastest test that calls it."""
 
     def __init__(self) -> None:
-        self.names: dict[CodeType | str, list[str]] = {}
+        self.names: dict[Mark, list[str]] = {}
         self.found: dict[str, tuple[float, str]] = {}
         for package in PACKAGES:
             for name, marks in visible(package).items():
@@ -80,10 +96,11 @@ class Calls:
         finally:
             profile.disable()
             seconds = time.process_time() - started
-            recorded = (entry.code for entry in profile.getstats())
+            codes = (entry.code for entry in profile.getstats())
+            recorded = [code if isinstance(code, str) else id(code) for code in codes]
             self.take(item.nodeid.partition("[")[0], seconds, recorded)
 
-    def take(self, test: str, seconds: float, recorded: Iterable[CodeType | str]) -> None:
+    def take(self, test: str, seconds: float, recorded: Iterable[Mark]) -> None:
         """Record a test."""
         for mark in recorded:
             for name in self.names.get(mark, ()):

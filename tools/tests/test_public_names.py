@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import record_calls
 from public_names import PACKAGES, ROOT, called_by, defaults, public_names, uncalled
 
 TABLE = json.loads((Path(__file__).parent / "public_defaults.json").read_text())
@@ -46,6 +47,15 @@ def test_every_public_function_and_class_is_called_by_a_test(
         called += [made for row in rows for made in (row.functional, row.classic, row.meta)]
     assert len(public_names(package)) > 100
     assert uncalled(package, {id(found): found for found in called}) == MADE_INSIDE[package]
+
+
+def test_recorded_calls_are_of_public_names_and_by_tests_that_exist() -> None:
+    """`nox -s calls` runs these tests, and names the functions that they do not call."""
+    table = json.loads(record_calls.TABLE.read_text())
+    assert set(table) <= {name for package in PACKAGES for name in record_calls.visible(package)}
+    for test in set(table.values()):
+        path, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / path).read_text(), test
 
 
 def test_what_counts_as_a_call() -> None:
