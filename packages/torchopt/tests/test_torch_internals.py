@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -75,44 +72,6 @@ def test_gradients_that_somebody_else_sees_are_known() -> None:
     array = p.grad.numpy()
     assert not internals.holds_alone(p.grad)
     assert array.shape == (4,)
-
-
-def test_a_lazy_copy_keeps_the_values_and_takes_no_memory_until_a_write() -> None:
-    p = torch.nn.Parameter(torch.arange(6.0).view(2, 3).t())
-    copy = internals.lazy_copy(p)
-    assert copy is not None
-    assert internals.is_unwritten(p, copy)
-    assert (copy.shape, copy.stride(), copy.requires_grad) == (p.shape, p.stride(), False)
-    (p.sin() @ p.t()).sum().backward()
-    assert internals.is_unwritten(p, copy)
-    assert internals.address_of(p) == internals.address_of(copy)
-    with torch.no_grad():
-        p[0, 0] = 9.0
-    assert not internals.is_unwritten(p, copy)
-    assert torch.equal(copy, torch.arange(6.0).view(2, 3).t())
-    assert p[0, 0].item() == 9.0
-
-
-def test_only_memory_that_nothing_else_refers_to_is_copied_lazily() -> None:
-    def held(make: Callable[[torch.Tensor], Any]) -> bool:
-        x = torch.zeros(4, requires_grad=True)
-        other = make(x)
-        assert other is not None
-        return internals.is_held_elsewhere(x) and internals.lazy_copy(x) is None
-
-    assert held(lambda x: x.view(2, 2))
-    assert held(lambda x: x.detach().numpy())
-    assert held(lambda x: torch.utils.dlpack.to_dlpack(x.detach()))
-    assert not held(torch.clone)
-    for x in (
-        torch.from_numpy(np.zeros(3)),
-        torch.zeros(3).share_memory_(),
-        torch.zeros(2, dtype=torch.complex64).conj(),
-        torch.zeros(3, device="meta"),
-        torch.zeros(3).to_sparse(),
-    ):
-        assert internals.lazy_copy(x.requires_grad_()) is None
-    assert internals.lazy_copy(torch.zeros(3)) is None
 
 
 def test_versions_are_bumped() -> None:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contents of the parameters before a step, so that the writes of a task can be undone.
-
-Small parameters are copied. A large one on the CPU is copied when a task writes to it.
-"""
+"""The contents of the parameters before a step, so that the writes of a task can be undone."""
 
 from __future__ import annotations
 
@@ -13,15 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.distributed.signature import local_part
-from torchopt.torch_internals import (
-    address_of,
-    bump_versions,
-    foreach_copy_,
-    is_held_elsewhere,
-    is_unwritten,
-    lazy_copy,
-    storage_of,
-)
+from torchopt.torch_internals import bump_versions, foreach_copy_
 
 __all__ = ["Contents", "is_same", "looked_at"]
 
@@ -39,10 +28,7 @@ class Contents:
         self._held: list[Tensor] = []
         self._parts: list[Tensor] = []  # the local tensors: the shards of DTensors
         self._are_shards = False
-        self._memory: list[Tensor | None] = []  # for copies; None: not needed yet
         self._copies: list[Tensor] = []
-        self._lazy: dict[int, int] = {}  # copies that are made at the first write -> storages
-        self._eager: set[int] = set()  # large parameters that are better copied at once
         self._addresses: list[int] = []
         self._versions: list[int] = []
         self._flags: list[bool] = []
@@ -51,7 +37,7 @@ class Contents:
     def keep(
         self, params: Sequence[Tensor], parts: Iterable[nn.Module], *, only_shards: bool
     ) -> None:
-        """Copy the current contents of parameters; call `release` at the end of the step.
+        """Copy the current contents of parameters.
 
         Args:
             params: The parameters that are differentiated.
@@ -71,43 +57,14 @@ class Contents:
             if not is_known or self._are_shards:
                 self._parts = [local_part(p) for p in held]
                 self._are_shards = any(map(operator.is_not, held, self._parts))
-            if not is_known:
-                self._memory = [None] * len(held)
-                self._eager.clear()
-            self._copies = self._copied()
+            if is_known and all(map(_fits, self._copies, self._parts)):
+                foreach_copy_(self._copies, self._parts)
+            else:
+                self._copies = [x.clone() for x in self._parts]
         self._held = held
-        self._addresses = [*map(address_of, self._parts)]
+        self._addresses = [x.data_ptr() for x in self._parts]
         self._versions = self._versions_now()
         self._flags = [p.requires_grad for p in held]
-
-    def _copied(self) -> list[Tensor]:
-        self._lazy.clear()
-        copies: list[Tensor] = []
-        own: list[Tensor] = []
-        of: list[Tensor] = []
-        for k, x in enumerate(self._parts):
-            copy = None
-            if x.numel() > _SMALL and not self._are_shards and k not in self._eager:
-                copy = lazy_copy(x)
-            if copy is not None:
-                self._lazy[k] = storage_of(x)
-                copies.append(copy)
-                continue
-            memory = self._memory[k]
-            if memory is None or not _fits(memory, x):
-                self._memory[k] = memory = torch.empty_like(x)
-            own.append(memory)
-            of.append(x)
-            copies.append(memory)
-        if own:
-            foreach_copy_(own, of)
-        return copies
-
-    def release(self) -> None:
-        """Forget the copies that share memory: later writes then need no copy."""
-        if self._lazy:
-            self._lazy.clear()
-            self._copies.clear()
 
     def _versions_now(self) -> list[int]:
         # An operation increments the counter of the DTensor or that of its shard.
@@ -123,8 +80,7 @@ class Contents:
 
     def put_all_back(self) -> None:
         """Undo all changes."""
-        pairs = enumerate(zip(self._parts, self._copies))
-        self._restore([k for k, (x, y) in pairs if not self._is_as_before(k, x, y)])
+        self._restore(self._changed(whole=True))
         self._restore_flags()
 
     def require_unchanged(self) -> None:
@@ -141,56 +97,36 @@ class Contents:
                     f"{list(p.shape)}, which is not undone; put the values back, or let the task "
                     "compute with a copy"
                 )
-        for k, (x, y) in enumerate(zip(self._parts, self._copies)):
-            seen = (x, y) if k in self._lazy else (looked_at(x), looked_at(y))
-            if not self._is_as_before(k, *seen):
-                raise TypeError(
-                    "`task_loss`: expected a task that leaves parameters alone, got one that wrote "
-                    f"to a tensor of shape {list(x.shape)} through `.data`; write under "
-                    "torch.no_grad(), then it is undone when the task ends"
-                )
+        changed = self._changed(whole=False)
+        if changed:
+            x = self._held[changed[0]]
+            raise TypeError(
+                "`task_loss`: expected a task that leaves parameters alone, got one that wrote to "
+                f"a tensor of shape {list(x.shape)} through `.data`; write under torch.no_grad(), "
+                "then it is undone when the task ends"
+            )
 
-    def _is_as_before(self, k: int, x: Tensor, y: Tensor) -> bool:
-        """Return whether a tensor, or a part of it, has the values of its copy."""
-        if k not in self._lazy:
-            return _fits(x, y) and is_same(x, y)
-        if _fits(x, y) and x.stride() == y.stride() and is_unwritten(x, y):
-            return True
-        is_as_before = _fits(x, y) and is_same(x, y)
-        if is_as_before:
-            self._eager.add(k)  # an operation that only reads has made torch copy it
-        return is_as_before
+    def _changed(self, *, whole: bool) -> list[int]:
+        def is_changed(x: Tensor, y: Tensor) -> bool:
+            if not _fits(x, y):
+                return True
+            if not whole and x.stride() == y.stride():  # else their parts do not correspond
+                x, y = looked_at(x), looked_at(y)
+            return not is_same(x, y)
+
+        return [k for k, pair in enumerate(zip(self._parts, self._copies)) if is_changed(*pair)]
 
     @torch.no_grad()
     def _restore(self, which: Sequence[int]) -> None:
         for k in which:
-            x = self._parts[k]
-            if k in self._lazy:
-                self._restore_lazy(k, x)
-            elif _fits(x, self._copies[k]) and address_of(x) == self._addresses[k]:
-                x.copy_(self._copies[k])
+            x, copy = self._parts[k], self._copies[k]
+            if _fits(x, copy) and x.data_ptr() == self._addresses[k]:
+                x.copy_(copy)
             else:  # in the memory of another tensor
-                _exchange(x, self._copies[k].clone())
-                self._addresses[k] = address_of(x)
+                x.data = copy.clone()
+                bump_versions([x])  # graphs that have saved its values then raise
+                self._addresses[k] = x.data_ptr()
         self._versions = self._versions_now()
-
-    def _restore_lazy(self, k: int, x: Tensor) -> None:
-        """Give a tensor its old memory back, which the copy has kept."""
-        self._eager.add(k)
-        copy = self._copies[k]
-        if storage_of(x) == self._lazy[k] and is_held_elsewhere(x) and _fits(x, copy):
-            x.copy_(copy)  # also seen by views that the task has made
-            return
-        self._copies[k] = x
-        _exchange(x, copy)
-        del copy
-        again = lazy_copy(x)
-        if again is None:
-            del self._lazy[k]
-            again = x.clone()
-        else:
-            self._lazy[k] = storage_of(x)
-        self._copies[k] = again
 
     def _restore_flags(self) -> None:
         for p, flag in zip(self._held, self._flags):
@@ -204,12 +140,6 @@ def _frozen(parts: Iterable[nn.Module]) -> list[Tensor]:
     if not frozen:
         return frozen
     return [p for p in dict.fromkeys(frozen) if not nn.parameter.is_lazy(p)]
-
-
-def _exchange(x: Tensor, y: Tensor) -> None:
-    """Give a tensor the memory of another one; graphs that have saved its values then raise."""
-    x.data = y
-    bump_versions([x])
 
 
 def looked_at(x: Tensor) -> Tensor:

@@ -140,7 +140,6 @@ class Step:
             self._tell_if_fatal(error, None)
             raise
         finally:
-            self._contents.release()
             self.engine.contents.append(self._contents)
         self.engine.steps += 1
         self.group.note(f"after step {self.engine.steps}")

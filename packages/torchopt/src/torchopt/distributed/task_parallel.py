@@ -59,10 +59,9 @@ class TaskParallel:
     In a world of one process it does the same without communication.
 
     Every task sees the parameters as they are at the beginning of the step. If a task writes into
-    parameters, replaces them or freezes them, that is undone when the task ends. For this each step
-    copies the parameters; most large ones on the CPU are copied only when a task writes to them.
-    Frozen parameters of at most 64 MiB in total are restored too; a task must not write to larger
-    ones. A task sees no `.grad` and must leave none behind.
+    parameters, replaces them or freezes them, that is undone when the task ends, at the cost of one
+    copy of the parameters. Frozen parameters of at most 64 MiB in total are copied too; a task must
+    not write to larger ones. A task sees no `.grad` and must leave none behind.
 
     Gradients do not depend on the number of ranks, except for the rounding of sums: 1e-12 relative
     in float64. With `deterministic=True` they are the same bit for bit, as long as all processes

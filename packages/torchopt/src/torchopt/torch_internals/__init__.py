@@ -10,7 +10,6 @@ from torchopt.torch_internals import (
     backward,
     checkpoints,
     compiling,
-    copy_on_write,
     lists,
     packing,
     process_groups,
@@ -22,7 +21,6 @@ from torchopt.torch_internals import (
 from torchopt.torch_internals.backward import *  # noqa: F403
 from torchopt.torch_internals.checkpoints import *  # noqa: F403
 from torchopt.torch_internals.compiling import *  # noqa: F403
-from torchopt.torch_internals.copy_on_write import *  # noqa: F403
 from torchopt.torch_internals.lists import *  # noqa: F403
 from torchopt.torch_internals.packing import *  # noqa: F403
 from torchopt.torch_internals.process_groups import *  # noqa: F403
@@ -35,7 +33,6 @@ __all__ = ["FakeTensor", "TorchDispatchMode"]
 __all__ += backward.__all__
 __all__ += checkpoints.__all__
 __all__ += compiling.__all__
-__all__ += copy_on_write.__all__
 __all__ += lists.__all__
 __all__ += packing.__all__
 __all__ += process_groups.__all__
