@@ -63,6 +63,7 @@ TASKS = {
     "bench": "run the benchmarks against other libraries",
     "instructions": "compare instruction counts of tree operations with the stored ones",
     "mutation": "make small wrong changes one at a time and check that a test fails (an hour)",
+    "calls": "run a test of each public function and check that it is called (minutes)",
     "docs": "build the documentation of both packages, and run its examples",
     "links": "check the external links of the documentation",
     "wheels": "build the wheels and sdists of both packages, and check them",
