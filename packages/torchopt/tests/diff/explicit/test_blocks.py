@@ -269,16 +269,23 @@ def test_a_mask_of_each_task_reaches_the_blocks() -> None:
     require_close(expected, gradients(net, loss, tasks, batch, derivative="mixed"))
 
 
-@pytest.mark.parametrize("graph", [False, True])
-def test_a_gradient_in_the_loss_goes_through_blocks(graph: bool) -> None:
-    torch.manual_seed(0)
-    net = of(InPlace)().double()
+def penalized(net: nn.Module, graph: bool) -> Any:
+    """Return a loss that contains its own gradient, with its graph or as a constant."""
 
     def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
         value = torchopt.params.functional_call(net, p, batch * scale).square().mean()
         found = torch.autograd.grad(value, list(p.values()), create_graph=graph, retain_graph=True)
         return value * (1 + sum(x.square().sum() for x in found))
 
+    return loss
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_gradient_in_the_loss_goes_through_blocks(graph: bool) -> None:
+    torch.manual_seed(0)
+    net = of(InPlace)().double()
+
+    loss = penalized(net, graph)
     expected = gradients(net, loss, None, draw(3, WIDTH))
     require_close(expected, gradients(net, loss, None, draw(3, WIDTH), derivative="mixed"))
 
@@ -658,11 +665,7 @@ def test_a_gradient_in_the_loss_goes_through_programs(graph: bool, uncompiled: K
     torch.manual_seed(0)
     net = of(Tied)().double()
 
-    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
-        value = torchopt.params.functional_call(net, p, batch * scale).square().mean()
-        found = torch.autograd.grad(value, list(p.values()), create_graph=graph, retain_graph=True)
-        return value * (1 + sum(x.square().sum() for x in found))
-
+    loss = penalized(net, graph)
     expected = gradients(net, loss, None, draw(3, 4, WIDTH))
     require_close(expected, gradients(net, loss, None, draw(3, 4, WIDTH), **BLOCKS))
     assert uncompiled.made
