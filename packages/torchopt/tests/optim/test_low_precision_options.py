@@ -74,6 +74,54 @@ def test_a_coded_step_is_a_step_of_the_decoded_states() -> None:
         )
 
 
+KEEP_PARAMETERS: dict[str, Any] = {
+    "schedule-free SGD": lambda: torchopt.schedule_free_sgd(0.02),
+    "schedule-free AdamW": lambda: torchopt.schedule_free_adamw(0.002),
+    "schedule-free RAdam": lambda: torchopt.schedule_free_radam(0.002),
+    "lookahead": lambda: torchopt.transform.lookahead(torchopt.adam(0.002), 5),
+    "prodigy": lambda: torchopt.prodigy(),
+}
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0], ids=["from zero", "from random numbers"])
+@pytest.mark.parametrize("name", KEEP_PARAMETERS)
+def test_copies_of_parameters_lose_no_small_steps(name: str, start: float) -> None:
+    """Steps here are much smaller than the distance between two codes of a parameter."""
+    generator = torch.Generator().manual_seed(0)
+    first, target = torch.randn(2, 64, 64, generator=generator, dtype=torch.float64)
+    ends = []
+    for coded in (False, True):
+        p = (start * first).requires_grad_()
+        optimizer = torchopt.Optimizer([p], KEEP_PARAMETERS[name](), in_8_bits=coded)
+        for _ in range(40):
+            p.grad = p.detach() - target
+            optimizer.step()
+        ends.append(p.detach())
+    moved = (ends[0] - start * first).norm()
+    assert moved > 0
+    assert (ends[1] - ends[0]).norm() < 0.1 * moved
+
+
+def test_schedule_free_averages_are_found_among_codes() -> None:
+    params = {"w": torch.randn(64, 64), "b": torch.zeros(3)}
+    inner = torchopt.schedule_free_adamw(0.1)
+    for optimizer in (inner, torchopt.transform.in_8_bits(inner)):
+        state = optimizer.init(params)
+        _, state = optimizer.update(tree_map(torch.ones_like, params), state, params=params)
+        found = torchopt.transform.averaged_params(state, params)
+        torch.testing.assert_close(found, tree_map(lambda p: p - 0.1, params))
+
+
+def test_codes_cut_off_no_derivative_of_the_start() -> None:
+    optimizer = torchopt.transform.in_8_bits(torchopt.schedule_free_sgd(0.1), min_size=1)
+    p = torch.ones(8, requires_grad=True)
+    optimizer.init(p)
+    with torch.no_grad():
+        optimizer.init(2 * p)
+    with pytest.raises(NotDifferentiableError, match="parameters that are differentiated"):
+        optimizer.init(2 * p)
+
+
 LEARNED: dict[str, Any] = {
     "step size": lambda h: torchopt.adam(h),
     "decay of a moment": lambda h: torchopt.sgd(0.1, momentum=h),

@@ -159,6 +159,9 @@ def test_sophia_takes_curvature_from_outside() -> None:
         observe_curvature(state, [h, h])
     with pytest.raises(ValueError, match="expected the state of Sophia, got ScaleByAdamState"):
         observe_curvature(torchopt.adam().init(params), {"w": h})
+    coded = torchopt.transform.in_8_bits(alias.sophia(update_every=None), min_size=1)
+    with pytest.raises(ValueError, match="codes of in_8_bits"):
+        observe_curvature(coded.init(params), {"w": h})
     for settings, message in (
         ({"rho": -1.0}, "Invalid rho value: -1"),
         ({"eps": 0.0}, "Invalid epsilon value: 0"),

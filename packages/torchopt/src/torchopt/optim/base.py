@@ -65,8 +65,8 @@ class Optimizer(StateGroups):
         impl: The gradient transformation.
         compensated: Keep the rounding errors of bfloat16 and float16 parameters, and add them to
             the next step; see `torchopt.transform.compensated` for the bound of the error.
-        in_8_bits: Keep states of 4096 elements or more in one byte per element; see
-            `torchopt.transform.in_8_bits` for the bound of the error.
+        in_8_bits: Keep states of 4096 elements or more in one byte per element, except for copies
+            of the parameters; see `torchopt.transform.in_8_bits` for the bound of the error.
 
     Attributes:
         impl: The gradient transformation of the first group.

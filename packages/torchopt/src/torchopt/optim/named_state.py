@@ -11,7 +11,7 @@ import torch
 
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.states import Caster, StepLock, fitted_state, require_states
-from torchopt.transform.in_8_bits import Quantized
+from torchopt.transform.in_8_bits import Quantized, is_coded
 from torchopt.transform.masked import MaskedNode
 from torchopt.tree import tree_flatten, tree_structure, tree_unflatten
 
@@ -71,13 +71,9 @@ def _is_state(node: Any) -> bool:
     )
 
 
-def _is_coded(node: Any) -> bool:
-    return type(node) is Quantized
-
-
 def _parts(where: str, leaf: Any) -> Iterator[tuple[str, Any]]:
     """Yield a leaf, or the tensors of a quantized one."""
-    if _is_coded(leaf):
+    if is_coded(leaf):
         yield from ((f"{where}.{field}", value) for field, value in zip(leaf._fields, leaf))
     else:
         yield where, leaf
@@ -134,7 +130,7 @@ def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, str | None
         if _holds_states(value):
             yield from inside(value, f"{where}.")
             return
-        leaves, spec = tree_flatten(value, is_leaf=_is_coded, none_is_leaf=True)
+        leaves, spec = tree_flatten(value, is_leaf=is_coded, none_is_leaf=True)
         if spec.num_nodes == 1 and len(leaves) == 1:
             # One value for all parameters, or the only parameter.
             yield from ((name, None, part) for name, part in _parts(where, value))
@@ -143,7 +139,7 @@ def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, str | None
         if len(leaves) != len(names):
             labels = leaf_names(tree_unflatten(spec, list(range(len(leaves)))))
         for label, leaf in zip(labels, leaves):
-            owner = None if _is_coded(leaf) else label
+            owner = None if is_coded(leaf) else label
             yield from ((name, owner, part) for name, part in _parts(f"{where}.{label}", leaf))
 
     yield from inside(state, "")

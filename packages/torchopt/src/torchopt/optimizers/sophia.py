@@ -16,6 +16,7 @@ from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction, posit
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
 from torchopt.transform.find_states import map_states, places
+from torchopt.transform.in_8_bits import is_coded
 from torchopt.transform.validate import at_least_one, unpacked
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 from torchopt.typing import ScalarOrSchedule
@@ -107,7 +108,8 @@ def observe_curvature(
             do not determine the leaves.
 
     Raises:
-        ValueError: `state` has no such state, or it is not clear to which leaves it belongs.
+        ValueError: `state` has no such state, is in 8 bits, or it is not clear to which leaves it
+            belongs.
 
     Example:
         >>> from torchopt.alias import sophia
@@ -120,6 +122,11 @@ def observe_curvature(
     leaves = tree_leaves(estimate, none_is_leaf=True)
 
     def observe(node: ScaleBySophiaState) -> ScaleBySophiaState:
+        if any(map(is_coded, tree_leaves(node.h, is_leaf=is_coded))):
+            raise ValueError(
+                "observe_curvature: expected averages in full precision, got codes of in_8_bits; "
+                "give in_8_bits to the other parameters alone, by masked or partition"
+            )
         old, spec = tree_flatten(node.h, none_is_leaf=True)
         own = [leaves[i] for i in places(old, estimate, where, "observe_curvature")]
         new = [h if x is None else moving_average(h, x, b2) for h, x in zip(old, own)]

@@ -12,14 +12,22 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.errors import NotDifferentiableError
+from torchopt.params.lineage import graph_nodes
 from torchopt.params.sharded import require_whole
 from torchopt.torch_internals import in_dispatch_mode
 from torchopt.transform.base import Wrapper
 from torchopt.transform.validate import check_at_least_one
-from torchopt.tree import tree_leaves, tree_map
+from torchopt.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import any_watched, is_traced, is_transforming
 
-__all__ = ["Quantized", "in_8_bits"]
+__all__ = ["Quantized", "in_8_bits", "is_coded"]
+
+
+DIFFERENTIATED = (
+    "an optimizer whose numbers are constants, got one of numbers or parameters that are "
+    "differentiated; detach them, step under torch.no_grad(), or use the optimizer without "
+    "in_8_bits"
+)
 
 
 class Quantized(NamedTuple):
@@ -87,20 +95,35 @@ class InEightBits(Wrapper):
     block_size: int
     min_size: int
 
-    def _quantized(self, state: Any) -> Any:
-        def code(x: Any) -> Any:
-            if isinstance(x, Tensor) and x.is_floating_point() and x.numel() >= self.min_size:
-                return quantize(x, self.block_size)
-            return x
+    def _is_large(self, x: Any) -> bool:
+        return isinstance(x, Tensor) and x.is_floating_point() and x.numel() >= self.min_size
 
-        return tree_map(code, state)
+    def _coded(self, x: Any) -> Any:
+        return quantize(x, self.block_size) if self._is_large(x) else x
 
     def init(self, params: Any) -> Any:
-        """Return the encoded state of `inner`."""
+        """Return the state of `inner`, encoded except for copies of the parameters."""
         large = [x for x in tree_leaves(params) if isinstance(x, Tensor)]
         large = [x for x in large if x.numel() >= self.min_size]
         require_whole(large, "in_8_bits", "give whole tensors, or keep the states as they are")
-        return self._quantized(self.inner.init(params))
+        if is_transforming():
+            return tree_map(self._coded, self.inner.init(params))
+        watched = tree_map(_watched, params)
+        known = dict(zip(map(id, tree_leaves(watched)), tree_leaves(params)))
+        keeps_graph = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            state = self.inner.init(watched)
+
+        def start(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            origins = _origins(x, known)
+            _require_constants([p for p in origins if not _is_trained(p)], DIFFERENTIATED)
+            if origins:
+                return x.detach()
+            return self._coded(x if keeps_graph or x.grad_fn is None else x.detach())
+
+        return tree_map(start, state)
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner`."""
@@ -110,20 +133,39 @@ class InEightBits(Wrapper):
             "optimizer without in_8_bits to differentiate steps, or detach the gradients",
         )
 
-        def full(x: Any) -> Any:
-            return dequantize(x, self.block_size) if isinstance(x, Quantized) else x
+        old = tree_leaves(state, is_leaf=is_coded, none_is_leaf=True)
 
-        state = tree_map(full, state, is_leaf=lambda x: isinstance(x, Quantized))
+        def full(x: Any) -> Any:
+            return dequantize(x, self.block_size) if is_coded(x) else x
+
+        state = tree_map(full, state, is_leaf=is_coded)
         # The parameters that a program trains in place are leaves of its graph.
         params = tree_map(lambda p: p.detach() if _is_trained(p) else p, params)
         stepped, state = self.inner.update(updates, state, params=params, inplace=inplace)
-        _require_constants(
-            (stepped, state),
-            "an optimizer whose numbers are constants, got one of numbers or parameters that are "
-            "differentiated; detach them, step under torch.no_grad(), or use the optimizer without "
-            "in_8_bits",
-        )
-        return stepped, self._quantized(state)
+        _require_constants((stepped, state), DIFFERENTIATED)
+        new, spec = tree_flatten(state, none_is_leaf=True)
+        # What `init` left as it is stays so.
+        kept = map(self._is_large, old) if len(old) == len(new) else [False] * len(new)
+        coded = [x if keep else self._coded(x) for x, keep in zip(new, kept)]
+        return stepped, tree_unflatten(spec, coded)
+
+
+def is_coded(x: Any) -> bool:
+    """Return whether a leaf of a state is a quantized tensor."""
+    return isinstance(x, Quantized)
+
+
+def _watched(p: Any) -> Any:
+    """Return a parameter as a leaf of a graph, which shows what is computed from it."""
+    if not (isinstance(p, Tensor) and (p.is_floating_point() or p.is_complex())):
+        return p
+    return (p.clone() if p.is_inference() else p.detach()).requires_grad_()
+
+
+def _origins(x: Tensor, known: dict[int, Any]) -> list[Any]:
+    """Return what `known` has, by the id of leaves, for a tensor and those it is computed from."""
+    leaves = [x, *(getattr(node, "variable", None) for node in graph_nodes([x]))]
+    return [known[id(leaf)] for leaf in leaves if id(leaf) in known]
 
 
 def _is_trained(p: Any) -> bool:
@@ -146,6 +188,9 @@ def in_8_bits(
     1, and each decade below has half as many, down to 1e-7. The error of an element x is at most
     0.0071 s_b, 0.0043 s_b, 0.00085 s_b, 0.00017 s_b, ... if |x| is at most s_b, 0.1 s_b,
     0.01 s_b, 0.001 s_b, ... Elements below 2.7e-7 s_b can become zero, so the eps of Adam matters.
+
+    Copies of the parameters in a state, such as the iterates of schedule-free optimizers and the
+    slow weights of lookahead, stay as they are: steps smaller than the error would be lost in them.
 
     Codes have no derivative: use it for steps in place. A differentiated step raises.
 
