@@ -713,7 +713,7 @@ def test_diverging_neumann_series_warns():
 def test_nan_is_reported(solver):
     A = matrix(SPD).clone()
     A[0, 0] = float("nan")
-    with pytest.raises(LinearSolveError):
+    with pytest.raises(LinearSolveError, match="NON_FINITE"):
         linear_solve(A, vector(), solver)
 
 

@@ -70,7 +70,8 @@ class DenseSolver(Solver):
         """Return the factorisation."""
         matrix = wide(operator.matrix(like, vectorize=self.vectorize))
         factors, failed = self.factor(matrix)
-        return Factors(factors, matrix, failed, adjoint=False)
+        # A matrix with NaN is not singular: its residual is NaN, which the status says.
+        return Factors(factors, matrix, failed & matrix.isfinite().all(), adjoint=False)
 
     def compute(self, state: Factors, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the solution; `x0` is not used."""
