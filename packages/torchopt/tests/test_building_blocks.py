@@ -28,22 +28,21 @@ class NoState(NamedTuple):
     pass
 
 
-@dataclass(frozen=True)
-class Scaled(rule.Rule):
-    """u = (any + at_least_zero + positive + fraction) g."""
-
-    any: rule.Hyper = rule.number()
-    low: rule.Hyper = rule.at_least_zero("low value")
-    above: rule.Hyper = rule.positive("above value")
-    part: rule.Hyper = rule.fraction("part value")
-    whole: rule.Hyper = rule.fraction("whole value", closed=True)
-    State = NoState
-
-    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        return (self.any + self.low + self.above + self.part + self.whole) * g, ()
-
-
 def test_declared_hyper_parameters_are_checked_and_used() -> None:
+    @dataclass(frozen=True)
+    class Scaled(rule.Rule):
+        """u = (any + at_least_zero + positive + fraction) g."""
+
+        any: rule.Hyper = rule.number()
+        low: rule.Hyper = rule.at_least_zero("low value")
+        above: rule.Hyper = rule.positive("above value")
+        part: rule.Hyper = rule.fraction("part value")
+        whole: rule.Hyper = rule.fraction("whole value", closed=True)
+        State = NoState
+
+        def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+            return (self.any + self.low + self.above + self.part + self.whole) * g, ()
+
     g = {"w": torch.tensor([1.0, -2.0])}
     made = as_transformation(Scaled(-8.0, 0.0, 1.0, 0.0, 1.0), already_flattened=False)
     updates, _ = made.update(g, made.init(g), inplace=False)

@@ -96,6 +96,28 @@ def test_flattening_as_a_tuple_and_back() -> None:
     assert len(pytree.tree_flatten_as_tuple(X, none_is_leaf=True)[0]) == len(flat) + 1
 
 
+def test_each_leaf_becomes_a_reference_and_is_read_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without other processes; `distributed/test_remote_calls.py` has those."""
+    asked: list[float] = []
+
+    class Reference:
+        def __init__(self, value: Any) -> None:
+            self.value = value
+
+        def to_here(self, timeout: float) -> Any:
+            asked.append(timeout)
+            return self.value
+
+    monkeypatch.setattr(torch.distributed.rpc, "RRef", Reference)
+    references = pytree.tree_as_rref(X)
+    assert references["n"] is None
+    assert all(type(x) is Reference for x in leaves(references))
+    for found in (pytree.tree_to_here(references), pytree.tree_to_here(references, timeout=2.0)):
+        assert found["n"] is None
+        assert all(x is y for x, y in zip(leaves(found), leaves(X), strict=True))
+    assert asked == [-1.0] * 3 + [2.0] * 3  # torch's own number for the default of the agent
+
+
 def test_waiting_for_a_tree_of_futures() -> None:
     futures: list[torch.futures.Future[Any]] = [torch.futures.Future() for _ in range(2)]
     futures[0].set_result(1)

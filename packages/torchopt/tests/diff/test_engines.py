@@ -256,7 +256,8 @@ def test_a_zero_order_loop_is_checked_by_the_explicit_one():
         loss, torchopt.sgd(0.5), steps=40, verify=Verify(Explicit(), rate=1.0, limit=0.5)
     )
     gradient(inner)
-    assert 0 < inner.report.worst < 0.2
+    # The gradient g has the covariance norm(g)^2 I + g g' over 4000.
+    assert 0 < inner.report.worst < 2 * ((SIZE + 1) / 4000) ** 0.5
 
 
 def test_a_check_leaves_random_numbers_buffers_and_second_derivatives_alone():

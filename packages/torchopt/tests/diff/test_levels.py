@@ -282,7 +282,9 @@ def test_a_sampled_level_is_within_the_error_of_its_samples() -> None:
         Gaussian(), "antithetic", num_samples=400, sigma=0.1, generator=generator, vectorized=True
     )
     got, expected = found(sampled, Explicit(keep=2)), closed_form(Explicit(), Explicit())
-    for a, b in zip(got, expected):
+    # A slope of x in its N2 + N3 arguments is off by (7 / 400)^1/2, 13 %, and is added to slopes
+    # that are not sampled.
+    for a, b in zip(got, expected, strict=True):
         assert 0 < (a - b).norm() < 0.1 * b.norm()
 
 

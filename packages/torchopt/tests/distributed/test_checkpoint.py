@@ -175,7 +175,7 @@ def test_shards_of_all_ranks_are_loaded_by_any_number(standing, tmp_path, dims, 
             assert (step, told) == (2, [])
             assert kinds == {"DTensor"} if n > 1 else {"Tensor"}
             assert moments == 2 * len(whole)
-            assert all(torch.equal(a, b) for a, b in zip(whole, saved[1]))
+            assert all(torch.equal(a, b) for a, b in zip(whole, saved[1], strict=True))
         if len(dims) == 1:
             assert sum(local for _, _, _, local, _, _ in results) == total
     # If a shard was changed, every rank loads the previous state.
@@ -187,11 +187,12 @@ def test_shards_of_all_ranks_are_loaded_by_any_number(standing, tmp_path, dims, 
     for step, _, whole, _, _, told in standing(programs.load_sharded, size, path):
         assert step == 1
         assert shard.name in told[0]
-        assert all(torch.equal(a, b) for a, b in zip(whole, saved[0]))
+        assert all(torch.equal(a, b) for a, b in zip(whole, saved[0], strict=True))
 
 
 def test_a_save_that_rank_0_cannot_make_is_refused_on_every_rank(standing, tmp_path):
     for found, last in standing(programs.saves_that_fail, 2, str(tmp_path / "state.pt")):
+        assert len(found) == 4
         for what, (rank, _, kind, trace, left) in found.items():
             assert (rank, kind, left) == (0, "raised", 1), what
             assert ("TypeError" if what == "the state" else "No space left") in trace

@@ -11,6 +11,7 @@ import torch
 
 import torchopt
 import torchopt.distributed as todist
+from torchopt.diff.zero_order import Rademacher, ZeroOrder
 
 ON_FUNCTION = "(partitioner=None, reducer=None, timeout=-1.0)"
 ON_CALL = "(func, *, args=None, kwargs=None, partitioner=None, reducer=None, timeout=-1.0)"
@@ -103,6 +104,25 @@ def test_world_information_follows_the_environment(monkeypatch):
     assert todist.not_on_rank()(abs)(-5) == 5
     assert todist.rank_zero_only(abs)(-5) is None
     assert todist.rank_non_zero_only(abs)(-5) == 5
+
+
+def test_a_function_of_the_driver_runs_on_rank_0(monkeypatch):
+    assert todist.get_backend() is None
+    drive = todist.driver(lambda x, y=0: x + y)
+    assert drive(2, y=3) == 5
+    four_local_of_twelve(monkeypatch)
+    assert drive(2, y=3) is None
+
+
+def test_an_estimate_in_one_process_is_that_of_its_engine():
+    """For a quadratic of one number, both differences of signs are exact."""
+    x = torch.tensor([1.5], dtype=torch.float64, requires_grad=True)
+    engine = ZeroOrder(Rademacher(), "antithetic", num_samples=3, sigma=0.25)
+    square = todist.zero_order(engine)(lambda x: (x**2).sum())
+    value = square(x)
+    (2 * value).backward()
+    assert value.item() == 2.25
+    torch.testing.assert_close(x.grad, torch.full_like(x, 6.0), rtol=1e-14, atol=0)
 
 
 def test_names_are_formatted_by_keyword():

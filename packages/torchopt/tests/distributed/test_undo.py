@@ -14,6 +14,7 @@ from distributed_programs import make_tasks
 def test_everything_that_a_failed_task_changed_is_restored(standing, n, deterministic):
     options = {"deterministic": deterministic}
     for found in standing(programs.changes_of_a_task_that_raises, n, options):
+        assert len(found) == 2 * len(programs.CHANGES)
         for name, (told, is_as_before, off) in found.items():
             assert (name, told, is_as_before) == (name, "raised", True)
             assert off < 1e-14, name
@@ -40,6 +41,7 @@ def test_changes_that_cannot_be_undone_after_each_task_are_refused(standing, n):
         "leave": "no `.grad` behind",
     }
     for found in standing(programs.what_cannot_be_undone, n):
+        assert {name.split()[0] for name in found} == words.keys()
         for name, (told, grad, kept) in found.items():
             text = told if isinstance(told, str) else told[3]
             assert words[name.split()[0]] in text, name

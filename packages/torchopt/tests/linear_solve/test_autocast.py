@@ -98,10 +98,12 @@ def test_products_run_in_the_autocast_of_the_solve(inside):
     with autocast():
         operator = LinearOperator.from_function(product, narrow, B, TAGS)
         x = linear_solve(operator, b, solve.CG(1e-2)).value
+        forward = len(seen)
         if inside:
             (g,) = torch.autograd.grad(x.sum(), b)
     if not inside:
         (g,) = torch.autograd.grad(x.sum(), b)
+    assert 0 < forward < len(seen)
     assert all(seen)
     inverse = torch.linalg.inv(MATRIX.double())
     ones = torch.ones(N).double()

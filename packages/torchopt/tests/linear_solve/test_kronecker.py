@@ -201,17 +201,27 @@ def test_a_preconditioned_series_has_the_error_of_its_formula(way: str) -> None:
     torch.testing.assert_close(exact - value, error)
 
 
-def test_a_sequence_has_a_row_for_each_position() -> None:
+@pytest.mark.parametrize("corrected", [True, False])
+def test_a_sequence_has_a_row_for_each_position(corrected: bool) -> None:
+    """The factors are sums over samples and positions, E[g g'] of both and E[a a'] of samples; the
+    correction puts the sums of their products on the diagonal in the basis of the factors.
+    """
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2))
     net.double()
     x, y = draw(20, 2, 3), draw(20, 2)
-    M = kronecker(net, squared, x, y, ridge=0.1)
-    inverse = matrix_of(M, net)
-    torch.testing.assert_close(inverse, inverse.mT)
+    inverse = matrix_of(kronecker(net, squared, x, y, ridge=0.1, corrected=corrected), net)
     curvature = torch.linalg.inv(inverse[:12, :12]) - 0.1 * torch.eye(12).double()
-    exact = gauss_newton(net, squared, x, y)[:12, :12]
-    assert (curvature - exact).norm() < 0.9 * exact.norm()
+    weight, out = (p.detach() for p in (net[0].weight, net[3].weight))
+    slopes = 1 - torch.tanh(x @ weight.mT) ** 2
+    g = out.reshape(2, 1, 2, 4) * slopes  # classes, samples, positions, units
+    of_g, of_a = torch.einsum("cnti,cntj->ij", g, g) / 40, torch.einsum("nti,ntj->ij", x, x) / 20
+    expected = torch.kron(of_g, of_a)
+    if corrected:
+        basis = torch.kron(torch.linalg.eigh(of_g)[1], torch.linalg.eigh(of_a)[1])
+        sums = torch.einsum("cnti,cntj,ntk,ntl->ikjl", g, g, x, x).reshape(12, 12) / 20
+        expected = basis @ (basis.mT @ sums @ basis).diagonal().diag() @ basis.mT
+    torch.testing.assert_close(curvature, expected)
 
 
 def test_layers_without_factors_and_bad_settings_raise() -> None:

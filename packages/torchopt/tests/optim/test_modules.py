@@ -126,8 +126,10 @@ def test_meta_gradients_under_autocast(name: str) -> None:
         return list(torch.autograd.grad(outer, originals))
 
     low, high = (torch.cat([g.reshape(-1) for g in meta_gradients(a)]) for a in (True, False))
-    # bfloat16 has 8 bits; second derivatives lose some more.
-    assert (low - high).norm() < 0.15 * high.norm()
+    # bfloat16 has 8 bits; second derivatives lose two or three more, and five where a layer divides
+    # by the spread of three numbers.
+    bits = {"GRU": 6, "MultiheadAttention": 5, "LayerNorm": 3}[name]
+    assert (low - high).norm() < 2**-bits * high.norm()
     assert not torch.equal(low, high)
 
 

@@ -191,4 +191,5 @@ def test_composite_solvers_take_every_engine(case, lr):
     value, sampled = gradient(sampling(4000))
     torch.testing.assert_close(value, solution)
     # The solution is piecewise linear; with steps of 0.1 few samples reach another piece.
-    assert float((sampled - exact).norm()) < 0.2 * float(exact.norm())
+    deviation = (((exact @ exact) + exact**2) / 4000).sqrt()
+    assert ((sampled - exact).abs() < 4 * deviation).all()

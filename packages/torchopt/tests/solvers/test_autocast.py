@@ -60,7 +60,9 @@ def test_solutions_and_derivatives_are_accurate(name):
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x = solver._with({"tol": 1e-5})(seeing, torch.zeros(3), theta)
+        forward = len(seen)
         (g,) = torch.autograd.grad((x * C).sum(), theta)
+    assert 0 < forward < len(seen)  # the backward pass calls the function as well
     assert all(seen)
     for found, right in ((x, THETA), (g, C)):
         exact = torch.linalg.solve(WIDE, right.double())

@@ -80,7 +80,9 @@ def functional(backend: str, inplace: bool) -> Callable[..., Params]:
         if backend != "auto":
             try:
                 optimizer = with_backend(optimizer, backend)
-            except KernelUnavailableError:
+            except KernelUnavailableError as error:
+                if "one fused rule" not in str(error):
+                    raise
                 pytest.skip("no fused rule")
         p = params()
         state = optimizer.init(p)

@@ -291,7 +291,7 @@ def test_codes_are_the_nearest_and_their_error_is_bounded() -> None:
     torch.testing.assert_close(got.flatten(), nearest.flatten()[: x.numel()], rtol=1e-6, atol=0)
     error = (got.flatten() - x.flatten()).abs() / scales.expand_as(blocks).flatten()[: x.numel()]
     relative = x.flatten().abs() / scales.expand_as(blocks).flatten()[: x.numel()]
-    assert error.max() <= 0.0071
+    assert error.max() <= 0.9 / 2**6 / 2 * 1.001  # half of the widest spacing, of the first decade
     for decade in range(1, 7):
         within = error[relative <= 10.0**-decade]
         spacings = [0.9 * 10.0**-k / 2 ** (6 - k) for k in (decade, decade - 1)]
@@ -319,6 +319,7 @@ def test_eight_bit_states_step_as_full_ones_do() -> None:
         held = sum(x.numel() * x.element_size() for x in leaves if isinstance(x, Tensor))
         assert (held < 2.1 * p.numel()) == (wrap is in_8_bits)
     moved = (ends[1] - p).abs().mean()
+    # Codes are off by 2 % on average, those of both moments, and alike in successive steps.
     assert (ends[0] - ends[1]).abs().mean() < 0.1 * moved
 
 

@@ -127,3 +127,19 @@ def test_points_in_several_groups_have_the_losses_of_a_loop(
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
     assert torch.equal(scratch, torch.ones(3, dtype=torch.float64))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_chunk_of_members_is_as_large_as_their_factors_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A weight [m, n] takes r (m + n) numbers for each member, a bias as many as it has."""
+    drawn, noise = [], LowRank.noise
+
+    def watched(self: LowRank, params: Any, seed: int, start: int, stop: int) -> Any:
+        drawn.append((start, stop))
+        return noise(self, params, seed, start, stop)
+
+    monkeypatch.setattr(LowRank, "noise", watched)
+    monkeypatch.setattr(zo_low_rank, "ENTRIES_PER_CHUNK", 16 * (3 * (100 + 99) + 100))
+    LowRank(3, num_samples=40).estimate(nn.Linear(99, 100), lambda m: m(torch.ones(99)).sum())
+    assert drawn == [(0, 16), (16, 32), (32, 40)]

@@ -203,7 +203,9 @@ def test_error_bars_are_those_of_the_closed_forms() -> None:
             linear, LIKE[0], seed=2
         )[1]
         exact = (GAUSSIAN.diagonal() / n).sqrt()
-        torch.testing.assert_close(bar, exact, rtol=0.03, atol=0.0)
+        # A variance of products of two normals has a relative error of at most (14 / n)^1/2, that
+        # of z^2, and its root of half as much; four of them.
+        torch.testing.assert_close(bar, exact, rtol=2 * (14 / n) ** 0.5, atol=0.0)
 
 
 # --- bias -----------------------------------------------------------------------------------------
@@ -233,7 +235,7 @@ def test_bias_of_forward_differences_is_of_first_order() -> None:
     for method, order in (("forward", 1), ("antithetic", 2)):
         biases = [abs(bias(method, s)) for s in sigmas]
         slopes = [math.log2(b / c) for b, c in zip(biases, biases[1:])]
-        assert slopes[-1] == pytest.approx(order, abs=0.03)
+        assert slopes[-1] == pytest.approx(order, abs=0.03)  # the next order is 1 % at 0.0125
     assert bias("forward", 1e-5) / 1e-5 == pytest.approx(-0.75 * math.sin(0.7), rel=1e-3)
 
 
