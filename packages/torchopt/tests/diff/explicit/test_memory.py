@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torchopt
 from torchopt.diff.explicit import dispatch, host, run
@@ -41,6 +42,16 @@ def peak(steps: int, keep: Any, derivative: str = "reverse") -> int:
         result = inner(params, BATCH)
         sum((x**2).sum() for x in result.params.values()).backward()  # type: ignore[union-attr]
     return count.peak
+
+
+@pytest.mark.parametrize("mode", [FakeTensorMode, lambda: torch.device("meta")])
+def test_tensors_without_memory_are_not_counted(mode: Any) -> None:
+    with CountBytes() as count:
+        real = torch.ones(8)
+        with mode():
+            shape = torch.empty(1024)
+    assert shape.untyped_storage().nbytes() == 4096
+    assert count.peak == count.now == 4 * real.numel()
 
 
 @pytest.mark.parametrize(("derivative", "states"), [("reverse", 1), ("mixed", 4 / 3)])

@@ -66,7 +66,8 @@ class CountBytes(TorchDispatchMode):
 
     def _count(self, storage: Any) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._alive or key in self._known or size == 0:
+        # Fake tensors and those on the meta device have a size and no memory.
+        if key in self._alive or key in self._known or size == 0 or storage.device.type == "meta":
             return
 
         def gone(_: Any) -> None:
