@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from distributed_programs import outcome
 from torch import Tensor
 
 import torchopt.distributed as todist
@@ -110,3 +111,39 @@ def gradients_of_another_dtype(n: int, deterministic: bool) -> list[list[Tensor]
         engine.backward(loss, [1.0, 2.0**-10])
         found.append([p.grad.clone() for p in params if p.grad is not None])
     return found
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def gradients_of_changed_dtypes(n: int, deterministic: bool) -> list[list[Tensor]]:
+    """Return the gradients of three steps; one dtype changes before each of the last two."""
+    params = [torch.ones(n, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    engine = todist.TaskParallel(params, deterministic=deterministic)
+    found = []
+    for k in range(3):
+        for p in params:
+            p.grad = None
+        if k == 1:
+            params[0].grad_dtype = torch.float32
+        elif k == 2:
+            params[1].data = params[1].data.double()
+        engine.backward(lambda t: sum((p.double() * t).sum() for p in params), [1.0, 2.0**-10])
+        found.append([p.grad.clone() for p in params if p.grad is not None])
+    return found
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def dtypes_that_differ(n: int, of_gradient: bool) -> Any:
+    """Change the dtype of a parameter, or that of its gradients, on rank 1 alone."""
+    p = torch.ones(n, requires_grad=True)
+    engine = todist.TaskParallel([p])
+
+    def step() -> Any:
+        return engine.backward(lambda t: (p * t).sum(), [1.0, 2.0])
+
+    step()
+    before, p.grad = p.grad, None
+    if todist.get_rank() == 1 and of_gradient:
+        p.grad_dtype = torch.float64
+    elif todist.get_rank() == 1:
+        p.data = p.data.double()
+    return outcome(step), p.grad, before

@@ -161,3 +161,30 @@ def test_gradients_of_another_dtype_than_their_parameters(standing, n, determini
         for grads in found:
             assert [g.dtype for g in grads] == [torch.float32] * 2
             assert all(map(torch.equal, grads, want))
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have one dtype")
+@pytest.mark.parametrize("n", [20, 3000])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_dtypes_may_change_between_steps(standing, n, deterministic):
+    mean = {True: 0.5 + 2.0**-11, False: 0.5}  # bfloat16 cannot hold the former
+    for found in standing(programs.gradients_of_changed_dtypes, 2, n, deterministic):
+        for k, grads in enumerate(found):
+            wide = [k >= 1 and torch.float32, k >= 2 and torch.float64, False]
+            assert [g.dtype for g in grads] == [dtype or torch.bfloat16 for dtype in wide]
+            for g, dtype in zip(grads, wide):
+                assert g.unique().tolist() == [mean[bool(dtype)]]
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have one dtype")
+@pytest.mark.parametrize("n", [20, 3000])
+@pytest.mark.parametrize("of_gradient", [False, True])
+def test_dtypes_that_change_on_one_rank_are_named(standing, n, of_gradient):
+    here = f"float32 [{n}]"
+    there = f"{here} with gradients of float64" if of_gradient else f"float64 [{n}]"
+    for told, grad, before in standing(programs.dtypes_that_differ, 2, n, of_gradient):
+        rank, task, kind, text, _ = told
+        assert (rank, task, kind) == (1, "step 2", "differs")
+        assert f"got {here} as number 1 on rank 0 and {there} on rank 1" in text
+        assert grad is None
+        assert before.unique().tolist() == [1.5]

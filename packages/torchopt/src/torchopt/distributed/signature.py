@@ -17,7 +17,7 @@ from torchopt.distributed.share import digest
 from torchopt.errors import WorkerError
 
 if TYPE_CHECKING:
-    from torchopt.distributed.task_parallel import TaskParallel
+    from torchopt.distributed.task_parallel import Form, TaskParallel
 
 __all__ = ["Signature", "agree", "difference", "gradient_dtype", "kinds_of", "local_part", "refuse"]
 
@@ -26,8 +26,8 @@ _REPLICA_CHECK = 100  # steps between two comparisons of the parameters
 
 
 def gradient_dtype(p: Tensor) -> torch.dtype:
-    """Return the dtype of the gradients of a leaf: a newer torch lets it be another one."""
-    own: torch.dtype | None = getattr(p, "grad_dtype", None)
+    """Return the dtype of the gradients of a tensor: a newer torch lets a leaf have another one."""
+    own: torch.dtype | None = getattr(p, "grad_dtype", None) if p.is_leaf else None
     return own or p.dtype
 
 
@@ -42,6 +42,7 @@ class Signature:
 
     Args:
         engine: The engine that takes the step.
+        form: What follows from the shapes and dtypes of the parameters.
         params: The parameters that are differentiated.
         tasks: The number of tasks.
         weights: The weights of the tasks, as the caller gave them.
@@ -53,6 +54,7 @@ class Signature:
     def __init__(
         self,
         engine: TaskParallel,
+        form: Form,
         params: list[Tensor],
         tasks: int,
         weights: Sequence[float] | None,
@@ -64,8 +66,8 @@ class Signature:
             None if weights is None else zlib.crc32(repr(list(weights)).encode()),
             f"engine {engine.number + 1}: {engine.schedule}, deterministic={engine.deterministic}, "
             f"tasks_at_once={engine.tasks_at_once}, bucket_bytes={engine.bucket_bytes}, "
-            f"seed={engine.seed}, sparse {engine.form_of(params).sparse}",
-            engine.form_of(params).code,
+            f"seed={engine.seed}, sparse {form.sparse}",
+            form.code,
             self._values(engine),
         )
         self.meaning = "" if engine.group.size == 1 else str(self._facts)
@@ -87,7 +89,13 @@ class Signature:
 
 def kinds_of(tensors: Sequence[Tensor]) -> list[str]:
     """Return dtypes and shapes as text."""
-    return [f"{str(x.dtype).partition('.')[2]} {list(x.shape)}" for x in tensors]
+
+    def kind(x: Tensor) -> str:
+        own, of_gradient = (str(t).partition(".")[2] for t in (x.dtype, gradient_dtype(x)))
+        more = f" with gradients of {of_gradient}" if of_gradient != own else ""
+        return f"{own} {list(x.shape)}{more}"
+
+    return [kind(x) for x in tensors]
 
 
 def agree(

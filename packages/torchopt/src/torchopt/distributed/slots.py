@@ -81,10 +81,10 @@ class Slots:
                 found = mmap.mmap(file, self._bytes)
             finally:
                 os.close(file)
-            # In another namespace the number of the process may belong to another one.
-            self.is_open = found[:_LINE] == token.encode()
             self._words = memoryview(found).cast("Q")
             self._memory = torch.frombuffer(found, dtype=torch.uint8)
+            # In another namespace the number of the process may belong to another one.
+            self.is_open = found[:_LINE] == token.encode()
 
     def put(self, parts: Sequence[Tensor], start: int, number: int) -> Shares | None:
         """Copy vectors of one dtype into the slot of this rank, one after the other.

@@ -97,7 +97,7 @@ class Step:
         self.tasks = n = len(tasks)
         total = float(n) if weights is None else float(sum(weights))
         self.weights = [1.0 / total] * n if weights is None else [w / total for w in weights]
-        self.signature = Signature(engine, self.params, n, weights)
+        self.signature = Signature(engine, self.form, params, n, weights)
         self.name = f"the sum of step {engine.steps + 1}"
         # Inside a task of a world of one process, the engine may take another step.
         self._contents = engine.contents.pop() if engine.contents else Contents()

@@ -40,8 +40,10 @@ __all__ = ["MetaStep", "TaskParallel"]
 
 
 @dataclass(frozen=True)
-class _Form:
-    params: list[Tensor]
+class Form:
+    """What follows from the shapes, dtypes and devices of the parameters."""
+
+    kinds: list[Any]
     code: int  # the same on every rank if shapes and dtypes are
     is_small: bool
     sparse: list[int]
@@ -151,7 +153,7 @@ class TaskParallel:
         self.contents: list[Contents] = []  # memory for copies that no step uses
         self._held = tree_leaves(params)
         self._names = [".".join(map(_name_of, path)) for path in tree_paths(params)]
-        self._form = _Form([], 0, is_small=False, sparse=[], fill=[])
+        self._form = Form([], 0, is_small=False, sparse=[], fill=[])
         self.modules = [x for x in self._held if isinstance(x, nn.Module)]
         self.reducers = [
             part
@@ -202,16 +204,16 @@ class TaskParallel:
                 found[id(x)] = x
         return list(found.values())
 
-    def form_of(self, params: list[Tensor]) -> _Form:
+    def form_of(self, params: list[Tensor]) -> Form:
         """Return the facts that follow from the shapes and dtypes of parameters."""
-        known = self._form.params
-        if len(known) != len(params) or any(a is not b for a, b in zip(known, params)):
-            kinds = [(tuple(p.shape), p.dtype, gradient_dtype(p)) for p in params]
-            code = zlib.crc32(repr(kinds).encode())
+        # A parameter may get other contents and gradients in its place: `module.double()`.
+        kinds = [(id(p), p.shape, p.dtype, gradient_dtype(p), p.device) for p in params]
+        if kinds != self._form.kinds:
+            code = zlib.crc32(repr([kind[1:4] for kind in kinds]).encode())
             small = self.group.device.type == "cpu" and is_small(params, self.bucket_bytes)
             sparse = sparse_positions(self.modules, params)
             fill = filled(params, self.bucket_bytes, sparse)
-            self._form = _Form(params, code, small, sparse, fill)
+            self._form = Form(kinds, code, small, sparse, fill)
         return self._form
 
     @torch.no_grad()
