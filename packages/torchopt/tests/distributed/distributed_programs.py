@@ -209,9 +209,9 @@ def _still_running() -> int:
     return len(calls._running) - 1  # this one
 
 
-def _slow(net: nn.Module) -> Tensor:
+def _slow(net: nn.Module, *args: Any) -> Tensor:
     time.sleep(0.5)
-    return net(torch.ones(20)).sum()
+    return next(net.parameters()).sum()
 
 
 def _value(net: nn.Module, w: Tensor) -> Tensor:
@@ -253,6 +253,29 @@ def what_calls_leave() -> dict[str, Any]:
         "late": late,
         "running": todist.remote_sync_call(_still_running, partitioner=1)[0],
     }
+
+
+@todist.auto_init_rpc()
+@todist.rank_zero_only
+def memory_of_large_calls() -> tuple[list[float], list[str]]:
+    """Return the growth in MiB of caller and worker over calls with 10 MB each, some of them late.
+
+    The first calls start threads.
+    """
+    late = []
+    net = nn.Linear(1000, 1250).double()
+    w = torch.ones(1000, dtype=F64)
+    found = []
+    for k in range(1, 41):
+        with torch.no_grad():
+            net.weight.add_(0.001)
+        func, limit = (_slow, 0.1) if k % 5 == 0 else (_value, 60.0)
+        told = outcome(functools.partial(on, 1, func, todist.share(net), w, timeout=limit))
+        if k % 5 == 0:
+            late.append(told[2])
+        if k in (10, 40):
+            found.append([resident(), on(1, resident)[0]])
+    return [end - start for start, end in zip(*found)], late
 
 
 def awkward_losses(dtype: torch.dtype) -> Tensor:
@@ -755,6 +778,23 @@ def identity(x: Tensor) -> Tensor:
     return x.detach()
 
 
+def _only_on(rank: int) -> int:
+    if todist.get_rank() != rank:
+        raise ImportError(f"a module of rank {rank}")
+    return rank
+
+
+class OnlyThere:
+    """An object that only the process which made it can read."""
+
+    def __reduce__(self) -> Any:
+        return _only_on, (todist.get_rank(),)
+
+
+def only_there(times: int) -> list[OnlyThere]:
+    return [OnlyThere() for _ in range(times)]
+
+
 @todist.auto_init_rpc()
 @todist.rank_zero_only
 def remote_errors() -> dict[str, Any]:
@@ -762,6 +802,7 @@ def remote_errors() -> dict[str, Any]:
         "raised": outcome(lambda: on(1, fail, "no such thing")),
         "own class": outcome(lambda: on(1, fail_with_own_error)),
         "exit": outcome(lambda: on(1, leave)),
+        "unreadable": outcome(lambda: on(1, only_there, 2)),
         "late": outcome(lambda: on(1, wait_here, 3.0, timeout=0.5)),
         "second task": outcome(
             lambda: todist.remote_sync_call(

@@ -9,7 +9,7 @@ import distributed_programs as programs
 import torch
 from ahead import ahead, in_world
 
-from torchopt.distributed import wire
+from torchopt.distributed import memory, wire
 from torchopt.distributed.deadlines import Deadlines
 
 WEIGHT, BIAS = 100 * 50 * 8, 50 * 8
@@ -50,9 +50,18 @@ def test_calls_free_all_their_memory(made):
     assert found["running"] == 0
 
 
-def test_memory_of_old_contents_is_freed_regularly(monkeypatch):
+@ahead(lambda folder: in_world(programs.memory_of_large_calls, 2))
+def test_large_calls_leave_no_memory(made):
+    (caller, worker), late = made[0]
+    assert late == ["timed out"] * 8
+    assert caller < 100.0  # MiB; 30 calls send 300
+    assert worker < 100.0
+
+
+def test_memory_is_returned_whenever_much_was_freed(monkeypatch):
     given = []
-    monkeypatch.setattr(wire, "_give_back", lambda: given.append(len(inbox._contents)))
+    monkeypatch.setattr(memory, "_give_back", lambda: given.append(len(inbox._contents)))
+    monkeypatch.setattr(memory, "_freed", 0)
     inbox = wire.Inbox()
     for k in range(20):
         old = [bytes([k - 1])] if k else []
@@ -60,13 +69,18 @@ def test_memory_of_old_contents_is_freed_regularly(monkeypatch):
     assert given == [1, 1]  # 76 MiB have been freed
 
 
-def test_functions_are_called_at_their_time_unless_cancelled():
+def test_functions_are_called_at_their_time_unless_cancelled(capsys):
     called = []
+
+    def fail():
+        raise RuntimeError("can't start new thread")
+
     done = threading.Event()
     deadlines = Deadlines()
     numbers = [deadlines.add(1000.0, lambda: called.append("late")) for _ in range(1000)]
     off = deadlines.add(0.05, lambda: called.append("off"))
     deadlines.call_off(off)
+    deadlines.add(0.01, fail)
     deadlines.add(0.1, lambda: called.append("second"))
     deadlines.add(0.0, lambda: called.append("never"))
     deadlines.add(0.15, done.set)
@@ -75,6 +89,7 @@ def test_functions_are_called_at_their_time_unless_cancelled():
     assert done.wait(30.0)
     assert called == ["second"]
     assert len(deadlines) < 100
+    assert "can't start new thread" in capsys.readouterr().err  # and the others were called
 
 
 def test_errors_name_rank_task_and_traceback(standing):
@@ -87,6 +102,9 @@ def test_errors_name_rank_task_and_traceback(standing):
     assert "OwnError" in result["own class"][4]
     assert result["exit"][2] == "raised"
     assert "SystemExit: 4" in result["exit"][3]
+    rank, task, kind, trace, _ = result["unreadable"]
+    assert (rank, task, kind) == (1, "task 1 of 1 (only_there)", "raised")
+    assert "expected a result that rank 0 can read, got ImportError: a module of rank 1;" in trace
     rank, task, kind, trace, _ = result["late"]
     assert (rank, task, kind) == (1, "task 1 of 1 (wait_here)", "timed out")
     assert "in wait_here" in trace  # where the worker stood

@@ -112,7 +112,10 @@ class Batch:
                 result, unused = outcome
                 for k in unused:
                     message.sent[k].is_used = False
-                self._add(i, _unpacked(result))
+                try:
+                    self._add(i, _unpacked(result))
+                except Exception as error:  # only the worker has the module of a class
+                    self._fail(_unreadable(rank, task, error))
 
         sent.add_done_callback(arrived)
 
@@ -120,14 +123,14 @@ class Batch:
         with self.lock:
             self.results[i] = result
             self.left -= 1
-            last = self.left == 0 and not self.settled
-        if last:
-            self._finish()
+            if self.left or self.settled:
+                return
+            self.settled = True  # from here on no deadline fails the future, too
+        self._finish()
 
     def _finish(self) -> None:
-        self.settled = True
-        stats.count_results(self.results)
         try:
+            stats.count_results(self.results)
             self.future.set_result(self.finish(self.results))
         except Exception as error:
             self.future.set_exception(error)
@@ -188,6 +191,16 @@ class Batch:
 
 
 _deadlines = Deadlines()
+
+
+def _unreadable(rank: int, task: str, error: Exception) -> WorkerError:
+    words = (
+        f"expected a result that rank {get_world_rank()} can read, got {type(error).__name__}: "
+        f"{error}; return tensors, numbers, or objects of modules that both processes import"
+    )
+    failure = WorkerError(rank, task, "raised", words)
+    failure.__cause__ = error
+    return failure
 
 
 class _Outside:

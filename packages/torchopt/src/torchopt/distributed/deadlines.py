@@ -7,6 +7,7 @@ import heapq
 import itertools
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 __all__ = ["Deadlines"]
@@ -59,6 +60,9 @@ class Deadlines:
                     self._changed.wait(wait)
                 _, number = heapq.heappop(self._queue)
                 func = self._functions.pop(number, None)
-            if func is not None:
-                func()
+            try:
+                if func is not None:
+                    func()
+            except Exception:  # the others are called at their times all the same
+                traceback.print_exc()
             del func  # so that it does not live until the next one

@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict, deque
 
 from torch import Tensor
 
-from torchopt.distributed import stats
+from torchopt.distributed import memory, stats
 
 __all__ = ["Outbox"]
 
@@ -40,6 +40,13 @@ class Outbox:
 
         The contents count as in use until `done` is called.
         """
+        new, drop = self._missing(rank, contents)
+        memory.count_freed(sum(map(stats.nbytes, new.values())))  # when they have been sent
+        return new, drop
+
+    def _missing(
+        self, rank: int, contents: dict[bytes, Tensor]
+    ) -> tuple[dict[bytes, Tensor], list[bytes]]:
         with self._lock:
             self._bury()
             has = self._has.setdefault(rank, OrderedDict())

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlparse
 
 import torch.distributed as dist
 
+from torchopt.distributed import memory
 from torchopt.distributed.meeting import Meeting, loopback_interface
 from torchopt.torch_internals import rpc_agent_is_set
 
@@ -74,6 +75,7 @@ def open_world(
     met: Meeting, name: str, rank: int, world_size: int, backend: Any, options: Any
 ) -> None:
     """Let the processes of a world call each other."""
+    memory.share_arenas()
     if options is None and hasattr(rpc(), "TensorPipeRpcBackendOptions"):
         options = rpc().TensorPipeRpcBackendOptions(num_worker_threads=_THREADS)
     if getattr(options, "init_method", None) == "env://":

@@ -11,7 +11,6 @@ for the carrier is the gradient of the tensor.
 
 from __future__ import annotations
 
-import ctypes
 import io
 import pickle
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchopt.distributed import stats
+from torchopt.distributed import memory, stats
 from torchopt.distributed.outbox import Outbox
 from torchopt.distributed.share import Shared, digest, tensors_of
 from torchopt.distributed.stats import WireStats, wire_stats
@@ -34,7 +33,6 @@ from torchopt.tree_function import apply_rule
 __all__ = ["Message", "Packer", "WireStats", "unpack", "wire_stats"]
 
 _SMALLEST = 64  # bytes; a digest saves nothing on smaller tensors
-_MUCH = 32 * 2**20  # bytes of dropped contents after which free memory is returned to the system
 _ARRIVAL = 60.0  # seconds to wait for a content that arrives after its call
 
 
@@ -68,7 +66,9 @@ class Sent:
         if not self.is_used:
             return (None,)
         if self.as_carrier:
-            stats.count(gradient_bytes=sum(stats.nbytes(g) for g in cotangents))
+            size = sum(stats.nbytes(g) for g in cotangents)
+            stats.count(gradient_bytes=size)
+            memory.count_freed(size)
         return cotangents
 
     def push_forward(
@@ -215,35 +215,23 @@ outbox = Outbox()
 # --- receiving ------------------------------------------------------------------------------------
 
 
-def _give_back() -> None:
-    """Return free memory to the system; glibc keeps some for each of RPC's many threads."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other libraries have none
-        if trim is not None:
-            trim(0)
-
-
 class Inbox:
     """The contents that this process has received, by sender."""
 
     def __init__(self) -> None:
         self._arrived = threading.Condition()
         self._contents: dict[tuple[int, bytes], Tensor] = {}
-        self._dropped = 0  # bytes dropped since memory was last returned
 
     def put(self, sender: int, new: dict[bytes, Tensor], drop: Iterable[bytes]) -> None:
         """Keep new contents and drop old ones."""
         with self._arrived:
             gone = [self._contents.pop((sender, name), None) for name in drop]
-            self._dropped += sum(stats.nbytes(x) for x in gone if x is not None)
+            size = sum(stats.nbytes(x) for x in gone if x is not None)
             gone.clear()
             for name, x in new.items():
                 self._contents[sender, name] = x
             self._arrived.notify_all()
-            is_much = self._dropped > _MUCH
-            self._dropped = 0 if is_much else self._dropped
-        if is_much:
-            _give_back()
+        memory.count_freed(size)
 
     def get(self, sender: int, name: bytes) -> Tensor:
         """Return a content; wait for it if it is in flight."""
@@ -290,10 +278,13 @@ class _Unpickler(pickle.Unpickler):
             return self._natives[rest[0]]
         if kind == "parameter":
             return nn.Parameter(self._natives[rest[0]], requires_grad=rest[1])
+        name = rest[0]
+        content = inbox.get(self._sender, name)
+        memory.count_freed(stats.nbytes(content))  # of its copy, and maybe of its gradient
         if kind == "content":
-            return inbox.get(self._sender, rest[0]) + self._natives[rest[1]]
+            return content + self._natives[rest[1]]
         name, parameter, requires_grad = rest
-        copy = inbox.get(self._sender, name).clone()  # the function may write to it
+        copy = content.clone()  # the function may write to it
         if parameter:
             return nn.Parameter(copy, requires_grad)
         return copy.requires_grad_(requires_grad)
