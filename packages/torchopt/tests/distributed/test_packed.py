@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
+
 import pytest
 import torch
 
@@ -42,6 +45,26 @@ def test_unpacked_tensors_do_not_share_entries_or_versions():
     kept.sum().backward()  # the second tensor has its own version
     assert second.tolist() == [0.0, 0.0]
     assert first.untyped_storage().nbytes() == 8
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_unpacking_searches_no_garbage_and_leaves_the_collector_as_it_was(is_enabled):
+    """A search looks at every object of the process; 100,000 tensors would cause several."""
+    data, searches = packed.pack([torch.zeros(1) for _ in range(5000)]), []
+    gc.collect()
+    before = gc.isenabled()
+    gc.enable() if is_enabled else gc.disable()
+    gc.callbacks.append(lambda phase, info: searches.append(phase))
+    try:
+        packed.unpack(data)
+        during = searches.count("start")
+        with pytest.raises(pickle.UnpicklingError):
+            packed.unpack(b"no tree")
+        assert gc.isenabled() == is_enabled
+    finally:
+        gc.callbacks.pop()
+        gc.enable() if before else gc.disable()
+    assert during <= is_enabled  # one afterwards
 
 
 def test_bytes_grow_with_the_numbers_and_not_with_the_tensors():

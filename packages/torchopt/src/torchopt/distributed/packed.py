@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,11 +46,24 @@ def _is_plain(x: Any) -> bool:
 
 def unpack(data: bytes) -> Any:
     """Return the tree that was packed."""
-    spec, leaves, pieces = pickle.loads(data)
-    for dtype, shape, members, content in pieces:
-        for k, x in zip(members, _parted(content, dtype, shape, len(members))):
-            leaves[k] = x
-    return tree_unflatten(spec, leaves)
+    with _without_collector():
+        spec, leaves, pieces = pickle.loads(data)
+        for dtype, shape, members, content in pieces:
+            for k, x in zip(members, _parted(content, dtype, shape, len(members))):
+                leaves[k] = x
+        return tree_unflatten(spec, leaves)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Make many objects that are all kept, without a search for garbage among all others."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()
 
 
 def _parted(content: bytes, dtype: torch.dtype, shape: tuple[int, ...], count: int) -> Any:
