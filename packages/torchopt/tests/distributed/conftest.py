@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ multiprocessing.set_forkserver_preload(
         "torch.profiler._cupti_monitor",
         "all_of_torchopt",
         *(path.stem for path in Path(__file__).parent.glob("*_programs.py")),
+        "frozen",
     ]
 )
 
@@ -60,21 +61,46 @@ _worlds: dict[tuple[int, str], Any] = {}
 @pytest.fixture(scope="session")
 def standing(_ahead: Any) -> Iterator[Callable[..., list[Any]]]:
     """Run a program in a world that remains open for the next tests."""
-    from standing import Standing
 
     def run(program: Callable[..., Any], size: int, *args: Any, backend: str = "gloo") -> list[Any]:
-        key = (size, backend)
-        if key not in _worlds:
-            _worlds[key] = Standing(size, backend)
-        try:
-            return _worlds[key].run(program, *args)
-        except BaseException:
-            with contextlib.suppress(BaseException):  # the next test gets another one
-                _worlds.pop(key).close()
-            raise
+        return _run(program, [size], args, backend)[size]
 
     yield run
     _close_worlds()
+
+
+@pytest.fixture(scope="session")
+def standing_at_once(standing: Any) -> Callable[..., dict[int, list[Any]]]:
+    """Run a program in worlds of several sizes at the same time; return the results by size."""
+    del standing  # it closes the worlds
+
+    def run(program: Callable[..., Any], sizes: Sequence[int], *args: Any) -> Any:
+        return _run(program, sizes, args, "gloo")
+
+    return run
+
+
+def _run(
+    program: Callable[..., Any], sizes: Sequence[int], args: tuple[Any, ...], backend: str
+) -> dict[int, list[Any]]:
+    from standing import Standing
+
+    for size in sizes:
+        if (size, backend) not in _worlds:
+            _worlds[size, backend] = Standing(size, backend)
+        _worlds[size, backend].start(program, *args)
+    found: dict[int, list[Any]] = {}
+    errors: list[BaseException] = []
+    for size in sizes:
+        try:
+            found[size] = _worlds[size, backend].results()
+        except BaseException as error:
+            errors.append(error)
+            with contextlib.suppress(BaseException):  # the next test gets another one
+                _worlds.pop((size, backend)).close()
+    if errors:
+        raise errors[0]
+    return found
 
 
 def _close_worlds(backend: str = "") -> None:

@@ -78,14 +78,17 @@ class Standing:
             with contextlib.suppress(OSError), Client(address, authkey=key) as pipe:
                 pipe.send(None)  # no other process joins
 
-    def run(self, program: Callable[..., Any], *args: Any) -> list[Any]:
-        """Return the results of a program by rank."""
+    def start(self, program: Callable[..., Any], *args: Any) -> None:
+        """Let all processes run a program; `results` returns its results."""
         order = pickle.dumps((program, args))
         for pipe in self._pipes:
             pipe.send_bytes(order)
+
+    def results(self) -> list[Any]:
+        """Return the results of the program that was started, by rank."""
         found = []
-        for pipe in self._pipes:
-            assert pipe.poll(PATIENCE), f"{program.__name__} does not end"
+        for rank, pipe in enumerate(self._pipes):
+            assert pipe.poll(PATIENCE), f"rank {rank} of {len(self._pipes)} does not end"
             found.append(pickle.loads(pipe.recv_bytes()))
         for outcome in found:
             if isinstance(outcome, Raised):

@@ -13,11 +13,19 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 import torchopt
 
+SIZES = (1, 2, 3, 4)
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_sharded_parameters_are_trained_like_those_of_one_process(standing, n):
+
+@pytest.fixture(scope="module")
+def grids(standing_at_once):
+    """The grids of all sizes, which compute while the others wait for messages."""
+    return standing_at_once(programs.grid, SIZES)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_sharded_parameters_are_trained_like_those_of_one_process(grids, n):
     total = sum(p.numel() for p in programs.small_net().parameters())
-    for found in standing(programs.grid, n):
+    for found in grids[n]:
         errors = {k: v for k, v in found.items() if not k.startswith(("share ", "states "))}
         assert len(errors) > 40
         assert max(errors.values()) < 1e-12, max(errors.items(), key=lambda item: item[1])

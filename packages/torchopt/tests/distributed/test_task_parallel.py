@@ -36,9 +36,9 @@ def assert_close(got, want):
     [("static", False), ("dynamic", False), ("dynamic", True)],
     ids=["static", "dynamic", "dynamic on several machines"],
 )
-def test_every_engine_at_every_world_size(standing, schedule, across):
-    order = (COUNT, {"schedule": schedule}, across)
-    results = {n: standing(programs.task_gradients_with, n, *order) for n in SIZES}
+def test_every_engine_at_every_world_size(standing_at_once, schedule, across):
+    options = {"schedule": schedule}
+    results = standing_at_once(programs.task_gradients_with, SIZES, COUNT, options, across)
     one = results[1][0]
     for engine in programs.ENGINES:
         if engine != "zero-order":  # its reference draws other random numbers
@@ -58,15 +58,15 @@ def test_every_engine_at_every_world_size(standing, schedule, across):
 
 
 @pytest.mark.parametrize("schedule", ["static", "dynamic"])
-def test_deterministic_gradients_have_the_same_bits_at_every_world_size(standing, schedule):
+def test_deterministic_gradients_have_the_same_bits_at_every_world_size(standing_at_once, schedule):
     options = {"schedule": schedule, "deterministic": True}
-    results = [standing(programs.task_gradients_with, n, COUNT, options) for n in SIZES]
+    results = standing_at_once(programs.task_gradients_with, SIZES, COUNT, options)
     for engine in programs.ENGINES:
-        want = results[0][0][engine][0]
-        for ranks in results:
+        want = results[1][0][engine][0]
+        for ranks in results.values():
             for result in ranks:
                 assert all(torch.equal(g, w) for g, w in zip(result[engine][0], want))
-    assert_close(results[0][0]["explicit"][0], sequential_gradients("explicit"))
+    assert_close(results[1][0]["explicit"][0], sequential_gradients("explicit"))
 
 
 def test_buckets_are_sent_before_the_last_backward_pass_ends(standing):
