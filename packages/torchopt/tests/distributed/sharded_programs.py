@@ -26,8 +26,9 @@ HOWS = ("fully_shard", "nested", "DTensor", "own batches")
 
 
 def small_net() -> nn.Module:
+    """Return a network; its tensors have 8 rows, or 2, of which some ranks get none."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    return nn.Sequential(nn.Linear(3, 8, bias=False), nn.Tanh(), nn.Linear(8, 2)).double()
 
 
 def full(x: Tensor) -> Tensor:
@@ -66,7 +67,9 @@ def distributed(net: nn.Module, mesh: Any) -> nn.Module:
 
     for part in net.modules():
         for name, p in list(part._parameters.items()):
-            part._parameters[name] = nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)]))
+            if p is not None:
+                p = nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)]))
+                part._parameters[name] = p
     return net
 
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
+import shutil
 import time
 import warnings
 from collections import OrderedDict, namedtuple
@@ -13,6 +13,8 @@ from pathlib import Path
 import checkpoint_programs as programs
 import pytest
 import torch
+from ahead import ahead, codes_of, started
+from distributed_programs import PATIENCE
 
 import torchopt
 import torchopt.distributed as todist
@@ -142,23 +144,36 @@ def test_an_error_of_an_asynchronous_save_is_raised(tmp_path):
         checkpoint.wait()
 
 
-def test_a_process_killed_while_it_saves_leaves_a_whole_state(tmp_path):
-    chance, path = random.Random(0), str(tmp_path / "state.pt")
-    context = multiprocessing.get_context("forkserver")
-    for _ in range(4):
-        process = context.Process(target=programs.kill_while_saving, args=(path,))
-        process.start()
-        told = Path(path + ".told")
-        while not told.exists():
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0.0, 0.05))
-        process.kill()
-        process.join()
+def killed_while_saving(folder: Path) -> list[Path]:
+    """Kill a process that saves, several times; return copies of what was left each time."""
+    chance, found = random.Random(0), []
+    path = folder / "now" / "state.pt"
+    told = path.with_name("state.pt.told")
+    for k in range(4):
+        with started(programs.kill_while_saving, [(str(path),)]) as (process,):
+            until = time.monotonic() + PATIENCE
+            while not told.exists():
+                assert time.monotonic() < until
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0.0, 0.05))
+            process.kill()
+            codes_of([process])
         told.unlink()
+        found.append(folder / str(k) / "state.pt")
+        shutil.copytree(path.parent, found[-1].parent)
+    return found
+
+
+@ahead(killed_while_saving)
+def test_a_process_killed_while_it_saves_leaves_a_whole_state(made):
+    steps = []
+    for path in made:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # no fallback is needed
             step, state = todist.Checkpoint(path).load()
         assert bool((state["w"] == float(step)).all())
+        steps.append(step)
+    assert len(steps) == 4
 
 
 @pytest.mark.parametrize(
