@@ -53,6 +53,13 @@ def test_thin_and_small_products_become_sums(
     assert (target.default in found) == stays
 
 
+def test_a_batch_of_small_products_is_rewritten_if_it_is_small_as_a_whole() -> None:
+    for batch, stays in ((1, False), (16, True)):
+        first, second = random(batch, 25, 64), random(batch, 64, 10)
+        found = rewritten(lambda a, b: [torch.bmm(a, b)], first, second)
+        assert (aten.bmm.default in found) == stays
+
+
 def test_other_products_are_not_rewritten() -> None:
     for dtype in (torch.int64, torch.complex128, torch.bfloat16):
         x = torch.ones(3, 3, dtype=dtype)
@@ -83,6 +90,58 @@ def test_windows_that_tile_an_image_become_dimensions(
     found = rewritten(pooled, x, random(*avg_pool2d(x, **options).shape))
     assert (aten.avg_pool2d.default in found) == stays
     assert (aten.avg_pool2d_backward.default in found) == stays
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "lines", "stays"),
+    [
+        ((5, 7), 1, (5, 1), False),
+        ((5, 7), -2, (1, 7), False),
+        ((2, 4, 3), 1, (2, 1, 3), False),
+        ((6,), 0, (1,), False),
+        ((5, 7), 1, (5, 2), True),
+        ((5, 7), 1, (4, 1), True),
+        ((3, 33), 1, (3, 1), True),
+    ],
+)
+def test_entries_of_short_lines_are_changed_by_a_mask(
+    shape: tuple[int, ...], dim: int, lines: tuple[int, ...], stays: bool
+) -> None:
+    def changed(x: Tensor, index: Tensor, source: Tensor) -> list[Tensor]:
+        return [x.scatter_add(dim, index, source), x.scatter(dim, index, 2.5)]
+
+    index = torch.randint(0, shape[dim], lines, generator=torch.Generator().manual_seed(1))
+    found = rewritten(changed, random(*shape), index, random(*lines))
+    assert (aten.scatter_add.default in found) == stays
+    assert (aten.scatter.value in found) == stays
+
+
+def test_the_derivative_of_a_cross_entropy_is_a_mask() -> None:
+    def loss(x: Tensor, labels: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(x, labels)
+
+    def slopes(x: Tensor, labels: Tensor) -> list[Tensor]:
+        return [torch.func.vmap(torch.func.grad(loss))(x, labels)]
+
+    labels = torch.tensor([[0, 2, -100], [1, 1, 2]])
+    found = rewritten(slopes, random(2, 3, 4), labels)
+    assert not {aten.scatter_add.default, aten.scatter.value} & set(found)
+
+
+@pytest.mark.parametrize("index", [4, -1])
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "compiled"]
+)
+def test_a_place_outside_of_a_short_line_raises(index: int, compiled: bool) -> None:
+    def added(x: Tensor, index: Tensor, source: Tensor) -> list[Tensor]:
+        return [x.scatter_add(1, index, source)]
+
+    given = [random(2, 4), torch.tensor([[0], [3]]), random(2, 1)]
+    graph = make_fx(added)(*given)
+    run: Any = compiled_graph(graph, given) if compiled else None
+    wrong = [given[0], torch.tensor([[0], [index]]), given[2]]
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        run(wrong) if compiled else _lowered(graph, given)(*wrong)
 
 
 def test_number_literals_become_constants() -> None:

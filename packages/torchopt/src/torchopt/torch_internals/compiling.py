@@ -17,10 +17,12 @@ from torchopt.torch_internals.tracing import repeats_removed, writes
 __all__ = ["compiled_graph"]
 
 OPTIONS = {"fallback_random": True, "size_asserts": False}
-# A matrix product becomes a loop if one of its dimensions is at most THIN or if it takes at most
-# SMALL multiplications, but never if it takes more than LARGE.
+# A product of matrices, or of a batch of them, becomes a loop if one of its dimensions is at most
+# THIN or if it takes at most SMALL multiplications, but never if it takes more than LARGE.
 THIN = 2
 SMALL, LARGE = 20_000, 2**20
+# One entry of each line of at most SHORT numbers is changed by comparing all places with its index.
+SHORT = 32
 aten = torch.ops.aten
 
 
@@ -66,7 +68,8 @@ def _compiled(
         return run
     # A hit in this cache would bypass the compilation. Inductor's own cache remains in use.
     with settings.patch(enable_autograd_cache=False):
-        whole: Any = compile_fx.compile_fx(graph, list(examples), config_patches=OPTIONS)
+        options = OPTIONS | _trusted_vectors()
+        whole: Any = compile_fx.compile_fx(graph, list(examples), config_patches=options)
     return lambda arguments: whole(*arguments)
 
 
@@ -115,8 +118,20 @@ def _options(graph: torch.fx.GraphModule, *, in_cpp: bool) -> dict[str, Any]:
     On a CPU inductor converts images to channels-last if the graph has a convolution. Grouped
     convolutions, such as those of a batch of tasks, are then slower than in eager torch.
     """
-    grouped = any(map(_has_groups, graph.graph.nodes))
-    return OPTIONS | {"cpp_wrapper": in_cpp} | ({"layout_optimization": False} if grouped else {})
+    options = OPTIONS | {"cpp_wrapper": in_cpp, **_trusted_vectors()}
+    if any(map(_has_groups, graph.graph.nodes)):
+        options["layout_optimization"] = False
+    return options
+
+
+def _trusted_vectors() -> dict[str, Any]:
+    """Return the setting that saves inductor a test of the processor's vector instructions.
+
+    For each set of them it would compile and load a program, which takes as long as to compile a
+    small graph. A compiler for torch's headers knows these sets, and torch itself uses them here.
+    """
+    known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return {"cpp.vec_isa_ok": True} if known else {}
 
 
 # The position of the number of groups among the arguments.
@@ -133,8 +148,9 @@ def _lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> torch.f
 
     Products of thin or small matrices become sums, which inductor fuses with the operations around
     them: a library call takes longer than their arithmetic. Pooling windows that tile the image
-    become dimensions, because inductor would find the window of each pixel by divisions. Numbers
-    become constants.
+    become dimensions, because inductor would find the window of each pixel by divisions. One entry
+    of each short line, as in the derivative of a cross-entropy, is changed by a mask, because
+    inductor would write the lines to memory before. Numbers become constants.
     """
     from torch._dispatch.python import enable_python_dispatcher
     from torch._inductor.decomposition import select_decomp_table
@@ -185,7 +201,7 @@ def _number(graph: torch.fx.GraphModule, node: torch.fx.Node) -> Tensor | None:
 
 def _product(first: Tensor, second: Tensor) -> Any:
     (rows, inner), columns = first.shape[-2:], second.shape[-1]
-    sizes, count = (rows, inner, columns), rows * inner * columns
+    sizes, count = (rows, inner, columns), first.numel() * columns
     if first.dtype not in (torch.float32, torch.float64) or first.device.type != "cpu":
         return NotImplemented
     if 0 in sizes or count > LARGE or (min(sizes) > THIN and count > SMALL):
@@ -229,11 +245,38 @@ def _pooled_back(cotangent: Tensor, x: Tensor, *rest: Any) -> Any:
     return torch.nn.functional.pad(whole, beside) if any(beside) else whole
 
 
+def _added(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
+    here = _places(x, dim, index)
+    if here is None or index.shape != source.shape:
+        return NotImplemented
+    return x + torch.where(here, source, 0.0)
+
+
+def _written(x: Tensor, dim: int, index: Tensor, value: Any) -> Any:
+    here = _places(x, dim, index)
+    return NotImplemented if here is None else torch.where(here, value, x)
+
+
+def _places(x: Tensor, dim: int, index: Tensor) -> Tensor | None:
+    """Return a mask of one place in each short line of x along a dimension, or None."""
+    if not x.ndim or not x.is_floating_point() or x.device.type != "cpu":
+        return None
+    lines, along, count = list(x.shape), [1] * x.ndim, x.shape[dim]
+    lines[dim], along[dim] = 1, count
+    if not 0 < count <= SHORT or list(index.shape) != lines:
+        return None
+    places = torch.arange(count).view(along)
+    # Reading a place at the index raises if the index is out of bounds, as writing there does.
+    return places.expand(x.shape).gather(dim, index) == places
+
+
 _REWRITES: dict[Any, Callable[..., Any]] = {
     aten.mm.default: _product,
     aten.bmm.default: _product,
     aten.avg_pool2d.default: _pooled,
     aten.avg_pool2d_backward.default: _pooled_back,
+    aten.scatter.value: _written,
+    aten.scatter_add.default: _added,
 }
 
 
