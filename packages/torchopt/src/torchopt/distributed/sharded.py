@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchopt.diff.zero_order.directions import draw_seed
 from torchopt.diff.zero_order.engine import ZeroOrder
-from torchopt.diff.zero_order.evaluator import Evaluator
+from torchopt.diff.zero_order.evaluator import Evaluator, Points
 from torchopt.distributed.group import Group, share_of
 from torchopt.distributed.raised import Raised
 from torchopt.distributed.session import DEFAULT_TIMEOUT
@@ -42,23 +42,18 @@ class ShardedEvaluator(Evaluator):
     timeout: float = DEFAULT_TIMEOUT
 
     def __call__(
-        self,
-        fn: Callable[..., Tensor],
-        points: Sequence[Tensor],
-        scratch: Sequence[Tensor],
-        seed: int,
+        self, fn: Callable[..., Tensor], points: Points, scratch: Sequence[Tensor], seed: int
     ) -> Tensor:
         """Return the values of `fn` at the points, `[n]`, the same on every rank."""
-        n = len(points[0])
-        if self.group.size == 1 or n < self.group.size:  # every rank evaluates all points
+        if self.group.size == 1 or points.count < self.group.size:  # every rank evaluates all
             return super().__call__(fn, points, scratch, seed)
-        own = share_of(n, self.group.rank, self.group.size)
-        name = f"evaluations {own.start + 1} to {own.stop} of {n}"
-        error, part = None, points[0]
+        own, each = share_of(points.count, self.group.rank, self.group.size), points.each
+        n, mine = points.count * each, slice(own.start * each, own.stop * each)
+        name = f"evaluations {mine.start + 1} to {mine.stop} of {n}"
+        error, part = None, torch.empty(0)
         try:
             with self.group.task(name, self.timeout):
-                mine = [x[own.start : own.stop] for x in points]
-                part = super().__call__(fn, mine, scratch, seed)
+                part = super().__call__(fn, points.part(own.start, own.stop), scratch, seed)
         except Exception as raised:
             error = Raised(raised, self.group.world_rank, name)
         if agree(self.group, f"an estimate by {n} losses", numbers=[float(error is not None)])[0]:
@@ -66,7 +61,7 @@ class ShardedEvaluator(Evaluator):
                 if other is not None:
                     raise other.as_error()
         row = torch.zeros((n, *part.shape[1:]), dtype=torch.float64, device=self.group.device)
-        row[own.start : own.stop] = part.double()
+        row[mine] = part.double()
         return self.group.sum_(row, "the sum of losses", self.timeout).to(part)
 
 

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["foreach_add", "foreach_add_", "foreach_copy_", "foreach_lerp", "foreach_mul"]
+__all__ = [
+    "foreach_add",
+    "foreach_add_",
+    "foreach_copy_",
+    "foreach_lerp",
+    "foreach_mul",
+    "foreach_norm",
+]
 
 #: Return the sums of two lists, `foreach_add(xs, ys, alpha=a)` that of x + a y.
 foreach_add: Callable[..., Any] = torch._foreach_add
@@ -24,3 +31,6 @@ foreach_lerp: Callable[..., Any] = torch._foreach_lerp
 
 #: Return the products of a list of tensors with a number.
 foreach_mul: Callable[..., Any] = torch._foreach_mul
+
+#: Return the norms of a list of tensors, `foreach_norm(xs, inf)` the largest moduli.
+foreach_norm: Callable[..., Any] = torch._foreach_norm

@@ -303,8 +303,9 @@ def vmap_lists(
     function: Callable[[list[Tensor]], Sequence[Tensor]],
     tensors: Sequence[Tensor],
     dims: Sequence[int | None],
+    randomness: str = "different",
 ) -> list[Tensor]:
-    """Return `torch.func.vmap(function, (dims,), randomness="different")(tensors)`.
+    """Return `torch.func.vmap(function, (dims,), randomness=randomness)(tensors)`.
 
     It takes lists of tensors only and skips torch's tree handling in Python, which takes a tenth of
     the time for 32 tasks of a small network. The caller must ensure that one of `dims` is not None
@@ -312,7 +313,7 @@ def vmap_lists(
     """
     size = next(x.shape[d] for x, d in zip(tensors, dims) if d is not None)
     _vmap.lazy_load_decompositions()
-    with _vmap.vmap_increment_nesting(size, "different") as level:
+    with _vmap.vmap_increment_nesting(size, randomness) as level:
         batched = [
             x if d is None else _functorch._add_batch_dim(x, d % x.ndim, level)
             for x, d in zip(tensors, dims)

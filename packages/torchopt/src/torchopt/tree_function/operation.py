@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchopt.torch_internals import any_watched, entries_of_batch, is_batched_backward
+from torchopt.torch_internals import (
+    any_watched,
+    entries_of_batch,
+    is_batched_backward,
+    is_transforming,
+)
 from torchopt.tree_function.modes import Tensors, forward_modes, linearize, values
 
 if TYPE_CHECKING:
@@ -85,7 +90,12 @@ class Operation:
                 for k, x in enumerate(cotangents)
             )
         if self.derivative is not None:
-            return apply_operation(self.derivative(m), *inputs, *present, *constants)
+            tensors = (*inputs, *present, *constants)
+            derivative = self.derivative(m)
+            if batched or is_transforming() or any_watched(tensors):
+                return apply_operation(derivative, *tensors)
+            with torch.no_grad():
+                return derivative.kernel(*tensors)
 
         def vjp_reference(*tensors: Tensor) -> Tensors:
             def bound(*variables: Tensor) -> Tensors:
@@ -96,8 +106,8 @@ class Operation:
 
         if kernel is None:
             return vjp_reference(*inputs, *present, *constants)
-        derivative = Operation(kernel, None, vjp_reference, n + m)
-        return apply_operation(derivative, *inputs, *present, *constants)
+        of_kernel = Operation(kernel, None, vjp_reference, n + m)
+        return apply_operation(of_kernel, *inputs, *present, *constants)
 
     def push_forward(
         self, inputs: Tensors, tangents: tuple[Tensor | None, ...], constants: Tensors

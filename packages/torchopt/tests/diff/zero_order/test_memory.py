@@ -121,9 +121,10 @@ def test_points_in_several_groups_have_the_losses_of_a_loop(
     points = torch.randn(7, 3, generator=generator, dtype=torch.float64)
     scratch = torch.ones(3, dtype=torch.float64)
     before = torch.get_rng_state()
-    found = evaluator.Evaluator(True)(loss, [points], [scratch], 5)
+    rows = evaluator.Points.stored([points])
+    found = evaluator.Evaluator(True)(loss, rows, [scratch], 5)
     assert len(groups) == 4  # of two points of six entries each
-    expected = evaluator.Evaluator(False)(loss, [points], [scratch], 5)
+    expected = evaluator.Evaluator(False)(loss, rows, [scratch], 5)
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
     assert torch.equal(scratch, torch.ones(3, dtype=torch.float64))
     assert torch.equal(torch.get_rng_state(), before)

@@ -421,11 +421,11 @@ def test_chunks_are_about_equal_and_end_between_blocks(count: int) -> None:
     together = Gaussian().drawn_together(2410)
     assert together > 1
     two = as_estimator("antithetic")
-    sampling = Sampling(Gaussian(), two, count, 0.1, 0, Evaluator(), other_entries=2000)
+    sampling = Sampling(Gaussian(), two, count, 0.1, 0, Evaluator())
     chunks = sampling.chunks(leaves)
     assert [x for x, _ in chunks] == [0, *(y for _, y in chunks[:-1])]
     assert chunks[-1][1] == count
     assert all(x % together == 0 for x, _ in chunks)
     rows = [y - x for x, y in chunks]
-    assert max(rows) * 2 * 4410 <= ENTRIES_PER_CHUNK + together * 2 * 4410
+    assert max(rows) * 2 * 2410 <= ENTRIES_PER_CHUNK + together * 2 * 2410
     assert min(rows) > 0.5 * max(rows)

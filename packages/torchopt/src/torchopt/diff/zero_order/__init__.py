@@ -14,6 +14,7 @@
 | `utilities`, `surrogate` | losses as ranks; control variates |
 | `loop` | the loop over directions, in chunks |
 | `evaluate` | losses at perturbed points of a tree |
+| `form` | leaves joined into one vector, or one by one |
 | `evaluator` | one function at many points, by vmap or one after the other |
 | `error_bars` | `GradientEstimate`: a gradient with its standard error |
 | `seed_replay` | in-place perturbation of large models |

@@ -225,7 +225,9 @@ class Call:
         operation = Operation(
             self.forward, None, no_forward_mode, len(self.leaves), self.gradient_operation
         )
-        output, *aux = apply_operation(operation, *self.leaves, *self.constants)
+        inputs = (*self.leaves, *self.constants)
+        plain = not is_transforming() and not any(map(is_wrapped, inputs))
+        output, *aux = apply_operation(operation, *inputs, plain=plain)
         if self.complex_output:
             output = torch.view_as_complex(output)
         if not self.engine.has_aux:

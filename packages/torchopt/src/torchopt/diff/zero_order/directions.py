@@ -98,6 +98,10 @@ class FromDistribution(Directions):
         """Return the number of directions in a block, or 1 if they are drawn one by one."""
         return block_size(dimension) if self.independent else 1
 
+    def joins_leaves(self) -> bool:
+        """Return whether one call draws all leaves."""
+        return self.independent and type(self).draw is FromDistribution.draw
+
     def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
         """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
         if self.independent:

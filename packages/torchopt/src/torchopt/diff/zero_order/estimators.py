@@ -47,6 +47,7 @@ __all__ = [
     "central",
     "control_variate",
     "forward",
+    "identity",
     "leave_one_out",
     "multi_point",
     "naive",
@@ -78,7 +79,8 @@ class Evaluations:
     coupled: int = 1
 
 
-def _identity(z: Tensor) -> Tensor:
+def identity(z: Tensor) -> Tensor:
+    """Return directions unchanged: the usual `dual`."""
     return z
 
 
@@ -113,7 +115,7 @@ class Estimator(Described):
     offsets: tuple[float, ...]
     coefficients: Callable[[Evaluations], Tensor]
     uses_center: bool = False
-    dual: Callable[[Tensor], Tensor] = _identity
+    dual: Callable[[Tensor], Tensor] = identity
     local: bool = False
     uses_norms: bool = True
     curvature: Callable[[Evaluations], Tensor] | None = None

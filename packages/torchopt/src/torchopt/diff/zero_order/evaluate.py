@@ -17,7 +17,8 @@ from torchopt.diff.zero_order.estimators import (
     Estimator,
     Evaluations,
 )
-from torchopt.diff.zero_order.evaluator import Evaluator
+from torchopt.diff.zero_order.evaluator import Evaluator, Points
+from torchopt.diff.zero_order.form import Form
 from torchopt.diff.zero_order.loop import sum_over_directions
 from torchopt.diff.zero_order.precision import accumulator, widened
 from torchopt.diff.zero_order.surrogate import control_variate, surrogate_mean
@@ -31,9 +32,8 @@ __all__ = [
     "second_derivative",
 ]
 
-# Entries of perturbed points in memory together if no chunk size is given: 32 MiB in float32. A
-# chunk costs about a millisecond on top of the function; four times as many chunks cost 3 to 8 % on
-# the networks of benchmarks/torchopt/zero_order. A handwritten vmap holds all points.
+# Entries of directions, of the points that are evaluated together, and of the other arguments of
+# their evaluations, in memory if no chunk size is given: 32 MiB in float32 for each of the three.
 ENTRIES_PER_CHUNK = 2**23
 
 
@@ -70,7 +70,7 @@ class Sampling:
         chunk_size: How many directions are evaluated together; None: as many as fit.
         scratch: Tensors that the function may overwrite.
         other_entries: The number of entries of other tensors that an evaluation uses, for the
-            choice of the chunk size.
+            number of points that are evaluated together.
     """
 
     directions: Directions
@@ -99,8 +99,7 @@ class Sampling:
         dimension = sum(leaf.numel() for leaf in leaves)
         unit = self.directions.coupled(dimension)
         if self.chunk_size is None:
-            entries = max(1, (dimension + self.other_entries) * len(self.estimator.offsets))
-            most = max(1, ENTRIES_PER_CHUNK // entries)
+            most = max(1, ENTRIES_PER_CHUNK // max(1, dimension * len(self.estimator.offsets)))
             rows = _ratio_up(stop - start, _ratio_up(stop - start, most))
             drawn = self.directions.drawn_together(dimension)
             unit = drawn if drawn <= most else unit
@@ -117,38 +116,52 @@ class Sampling:
         """Return directions `start` to `stop - 1`."""
         return self.directions.draw(leaves, self.seed, start, stop)
 
+    def form(self, leaves: Sequence[Tensor]) -> Form:
+        """Return how leaves are held in an estimate."""
+        return Form(leaves, self.directions, self.estimator)
+
     def evaluate(
-        self, fn: Callable[..., Tensor], leaves: Sequence[Tensor], noise: Sequence[Tensor]
+        self, fn: Callable[..., Tensor], held: Sequence[Tensor], noise: Sequence[Tensor], form: Form
     ) -> Tensor:
         """Return `fn` at theta + s sigma z for each direction and offset, `[n, K, *shape]`.
 
         The result has the dtype of sums.
+
+        Args:
+            fn: Maps leaves and scratch to a tensor.
+            held: theta, as `form` holds it.
+            noise: The directions, `[n, *shape]` for each tensor of theta.
+            form: How theta is held.
         """
-        n, offsets = len(noise[0]), self.estimator.offsets
-        points = [leaf.new_empty((len(offsets) * n, *leaf.shape)) for leaf in leaves]
-        for leaf, z, out in zip(leaves, noise, points):
-            for row, s in enumerate(offsets):
-                torch.add(leaf, z, alpha=s * self.sigma, out=out[row * n : (row + 1) * n])
+        n, steps = len(noise[0]), [s * self.sigma for s in self.estimator.offsets]
+        entries = sum(x.numel() for x in held)
+        make = form.perturbed(held, noise, steps)
+        most = ENTRIES_PER_CHUNK // max(1, entries + self.other_entries)
+        points = Points(n, len(steps), entries, make, held, most)
         values = widened(self.evaluator(fn, points, self.scratch, self.inner_seed))
-        return values.reshape(len(offsets), n, *values.shape[1:]).movedim(0, 1)
+        return values.reshape(n, len(steps), *values.shape[1:])
 
     def center(self, fn: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
         """Return `fn` at theta, with the same random draws as at perturbed points."""
-        points = [x[None].clone() for x in leaves]  # the function may overwrite them
+        # Copies, which the function may overwrite.
+        points = Points(1, 1, 0, lambda i, j: [x[None].clone() for x in leaves], leaves)
         return widened(self.evaluator(fn, points, self.scratch, self.inner_seed)[0])
 
 
 class _Sum:
     """Accumulates sum_i c_i d(z_i), in float32 or wider, and the sums for its error bars."""
 
-    def __init__(self, sampling: Sampling, leaves: Sequence[Tensor], with_error: bool) -> None:
+    def __init__(
+        self, sampling: Sampling, held: Sequence[Tensor], form: Form, with_error: bool
+    ) -> None:
         self.sampling = sampling
-        self.dtypes = [x.dtype for x in leaves]
-        self.totals = [torch.zeros_like(x, dtype=accumulator(x.dtype)) for x in leaves]
+        self.form = form
+        self.dtypes = [x.dtype for x in held]
+        self.totals = [torch.zeros_like(x, dtype=accumulator(x.dtype)) for x in held]
         self.coefficients: list[Tensor] = []
         self.scale: Tensor | None = None
         n = sampling.num_samples
-        self.spread = Spread(leaves, sampling.coupled(leaves), n) if with_error else None
+        self.spread = Spread(held, sampling.coupled(held), n) if with_error else None
 
     def add(self, c: Tensor, noise: Sequence[Tensor]) -> None:
         """Add a chunk."""
@@ -179,15 +192,16 @@ class _Sum:
         )
 
     def _narrowed(self, wide: Sequence[Tensor]) -> list[Tensor]:
-        return [x.to(dtype) for x, dtype in zip(wide, self.dtypes)]
+        return self.form.copies([x.to(dtype) for x, dtype in zip(wide, self.dtypes)])
 
 
 @dataclass
 class _Leaves:
-    """The space of the leaves at which `fn` is evaluated."""
+    """The space of the leaves at which `fn` is evaluated, as `form` holds them."""
 
     fn: Callable[..., Tensor]
     leaves: Sequence[Tensor]
+    form: Form
     sampling: Sampling
     surrogate: Sequence[Tensor] | None = None
     _marks: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -222,7 +236,7 @@ class _Leaves:
         return noise
 
     def evaluate(self, noise: Sequence[Tensor]) -> Tensor:
-        values = self.sampling.evaluate(self.fn, self.leaves, noise)
+        values = self.sampling.evaluate(self.fn, self.leaves, noise, self.form)
         if self.surrogate is None:
             return values
         estimator = self.sampling.estimator
@@ -262,17 +276,18 @@ def estimate_leaves(
     Returns:
         New tensors.
     """
-    estimator = sampling.estimator
+    estimator, form = sampling.estimator, sampling.form(leaves)
+    held = form.held(leaves)
     if surrogate is not None:
-        surrogate_mean(
-            estimator, sampling.directions, surrogate
-        )  # raises before anything is evaluated
+        surrogate = form.held(surrogate)
+        # Raises before anything is evaluated.
+        surrogate_mean(estimator, sampling.directions, surrogate)
     if estimator.uses_center:
         center = sampling.center(fn, leaves) if losses is None else center
-    total = _Sum(sampling, leaves, with_error)
+    total = _Sum(sampling, held, form, with_error)
     total.scale = scale
     sum_over_directions(
-        _Leaves(fn, leaves, sampling, surrogate),
+        _Leaves(fn, held, form, sampling, surrogate),
         estimator.coefficients,
         total.add,
         center=None if center is None else widened(center),
@@ -287,9 +302,11 @@ def evaluate_range(
     fn: Callable[..., Tensor], leaves: Sequence[Tensor], sampling: Sampling, start: int, stop: int
 ) -> Tensor:
     """Return the losses of directions `start` to `stop - 1`, `[stop - start, K]`."""
+    form = sampling.form(leaves)
+    held = form.held(leaves)
     parts = [
-        sampling.evaluate(fn, leaves, sampling.draw(leaves, i, j))
-        for i, j in sampling.chunks(leaves, start, stop)
+        sampling.evaluate(fn, held, sampling.draw(held, i, j), form)
+        for i, j in sampling.chunks(held, start, stop)
     ]
     return torch.cat(parts)
 
@@ -317,9 +334,10 @@ def second_derivative(
         sampling: The settings; directions must be standard normal, and the estimator must have a
             curvature.
     """
-    estimator = sampling.estimator
+    estimator, form = sampling.estimator, sampling.form(leaves)
     center = sampling.center(fn, leaves)
-    space = _WithSlopes(fn, leaves, sampling, tangents=tangents)
+    tangents = form.held(tangents)
+    space = _WithSlopes(fn, form.held(leaves), form, sampling, tangents=tangents)
     wide = [v.to(accumulator(v.dtype)) for v in tangents]
     products: list[Tensor] = []
     along = torch.empty(0)
@@ -348,7 +366,7 @@ def second_derivative(
             product.add_(torch.tensordot(c.to(product), z.to(product.dtype), dims=1))
 
     sum_over_directions(space, weigh, add)
-    return [x.to(v.dtype) for x, v in zip(products, tangents)], along
+    return form.copies([x.to(v.dtype) for x, v in zip(products, tangents)]), along
 
 
 @dataclass

@@ -4,19 +4,62 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchopt.diff.zero_order.directions import common_draws
+from torchopt.diff.zero_order.seeds import common_draws
+from torchopt.torch_internals import vmap_lists
 
-__all__ = ["Evaluator"]
+__all__ = ["Evaluator", "Points"]
 
 # A vmap takes points of about this many entries together, but not fewer than so many points: its
 # intermediate results then stay in the caches of the processor, and a call of it costs little.
 ENTRIES, LEAST_ROWS = 2**20, 32
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points in rows, such as the two of a pair. They are made in groups, when they are evaluated.
+
+    Attributes:
+        count: The number of rows.
+        each: The number of points in a row.
+        entries: The number of entries of a point.
+        make: Maps a range of rows to one tensor `[(stop - start) * each, *shape]` for each leaf.
+        like: Tensors on the devices of the points.
+        most: The largest number of points in a group, if the memory of a function limits it.
+    """
+
+    count: int
+    each: int
+    entries: int
+    make: Callable[[int, int], Sequence[Tensor]]
+    like: Sequence[Tensor]
+    most: int | None = None
+
+    @staticmethod
+    def stored(tensors: Sequence[Tensor]) -> Points:
+        """Return points that are in memory, one tensor `[n, *shape]` for each leaf."""
+        entries = sum(x[0].numel() for x in tensors)
+        return Points(len(tensors[0]), 1, entries, lambda i, j: [x[i:j] for x in tensors], tensors)
+
+    def part(self, start: int, stop: int) -> Points:
+        """Return rows `start` to `stop - 1`."""
+        return replace(self, count=stop - start, make=lambda i, j: self.make(start + i, start + j))
+
+    def groups(self, extra: int) -> Iterator[Sequence[Tensor]]:
+        """Yield groups of about equally many points, with `extra` entries besides each point."""
+        most = max(LEAST_ROWS, ENTRIES // max(1, self.entries + extra))
+        if self.most is not None:
+            most = min(most, self.most)
+        rows = max(1, most // self.each)
+        rows = -(-self.count // -(-self.count // rows))
+        for start in range(0, self.count, rows):
+            yield self.make(start, min(start + rows, self.count))
 
 
 @dataclass
@@ -34,17 +77,13 @@ class Evaluator:
     vectorized: bool | None = None
 
     def __call__(
-        self,
-        fn: Callable[..., Tensor],
-        points: Sequence[Tensor],
-        scratch: Sequence[Tensor],
-        seed: int,
+        self, fn: Callable[..., Tensor], points: Points, scratch: Sequence[Tensor], seed: int
     ) -> Tensor:
         """Return `fn(*leaves, *scratch)` at each point, stacked.
 
         Args:
-            fn: Returns a tensor of the same shape at every point.
-            points: One tensor `[n, *shape]` for each leaf.
+            fn: Returns a tensor of the same shape at every point, and may overwrite the point.
+            points: The points.
             scratch: Tensors that `fn` may overwrite; each evaluation gets copies.
             seed: The seed of random draws inside `fn`.
 
@@ -52,15 +91,14 @@ class Evaluator:
             `[n, *shape of the output]`.
         """
         if self.vectorized is False:
-            return self._loop(fn, points, scratch, seed)
+            return _in_a_loop(fn, points, scratch, seed)
         try:
-            return self._vmap(fn, points, scratch, seed)
+            return _by_vmap(fn, points, scratch, seed)
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             if self.vectorized or isinstance(error, torch.OutOfMemoryError):
                 raise
-            losses = self._loop(
-                fn, points, scratch, seed
-            )  # raises the error of the function itself
+            # Raises the error of the function itself.
+            losses = _in_a_loop(fn, points, scratch, seed)
             first = str(error).strip().partition("\n")[0]
             warnings.warn(
                 "zero-order estimation: torch.func.vmap cannot take this function, so it is "
@@ -72,31 +110,31 @@ class Evaluator:
             self.vectorized = False
             return losses
 
-    @staticmethod
-    def _vmap(
-        fn: Callable[..., Tensor], points: Sequence[Tensor], scratch: Sequence[Tensor], seed: int
-    ) -> Tensor:
-        n = len(points[0])
-        entries = sum(x[0].numel() for x in points) + sum(x.numel() for x in scratch)
-        most = max(LEAST_ROWS, ENTRIES // max(1, entries))
-        rows = -(-n // -(-n // most))  # about equally many in each
-        batched = torch.func.vmap(fn, randomness="same")
-        losses: list[Tensor] = []
-        with common_draws(seed, points) as seed_all:
-            for parts in zip(*(x.split(rows) for x in points)):
-                if losses:
-                    seed_all(seed)
-                copies = [x.expand(len(parts[0]), *x.shape).clone() for x in scratch]
-                losses.append(batched(*parts, *copies))
-        return losses[0] if len(losses) == 1 else torch.cat(losses)
 
-    @staticmethod
-    def _loop(
-        fn: Callable[..., Tensor], points: Sequence[Tensor], scratch: Sequence[Tensor], seed: int
-    ) -> Tensor:
-        losses = []
-        with common_draws(seed, points) as seed_all:
-            for row in zip(*points):
+def _by_vmap(
+    fn: Callable[..., Tensor], points: Points, scratch: Sequence[Tensor], seed: int
+) -> Tensor:
+    def called(tensors: list[Tensor]) -> tuple[Any, ...]:
+        return (fn(*tensors),)
+
+    losses: list[Tensor] = []
+    with common_draws(seed, points.like) as seed_all:
+        for tensors in points.groups(sum(x.numel() for x in scratch)):
+            if losses:
+                seed_all(seed)
+            copies = [x.expand(len(tensors[0]), *x.shape).clone() for x in scratch]
+            given = [*tensors, *copies]
+            losses += vmap_lists(called, given, (0,) * len(given), "same")
+    return losses[0] if len(losses) == 1 else torch.cat(losses)
+
+
+def _in_a_loop(
+    fn: Callable[..., Tensor], points: Points, scratch: Sequence[Tensor], seed: int
+) -> Tensor:
+    losses = []
+    with common_draws(seed, points.like) as seed_all:
+        for tensors in points.groups(sum(x.numel() for x in scratch)):
+            for row in zip(*tensors):
                 seed_all(seed)
                 losses.append(fn(*row, *(x.clone() for x in scratch)))
-        return torch.stack(losses)
+    return torch.stack(losses)

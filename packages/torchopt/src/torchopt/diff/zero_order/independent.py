@@ -13,7 +13,15 @@ from torch import Tensor
 
 from torchopt.diff.zero_order.seeds import member_seed, member_seeds
 
-__all__ = ["Directions", "Gaussian", "Rademacher", "block_size", "rows_of_blocks", "split"]
+__all__ = [
+    "Directions",
+    "Gaussian",
+    "Rademacher",
+    "block_size",
+    "is_flat",
+    "rows_of_blocks",
+    "split",
+]
 
 
 class Directions(ABC):
@@ -47,6 +55,13 @@ class Directions(ABC):
         A range that begins and ends at multiples of this number draws nothing that it drops.
         """
         return self.coupled(dimension)
+
+    def joins_leaves(self) -> bool:
+        """Return whether leaves for which `is_flat` holds are drawn as if they were one vector.
+
+        Then an estimate adds, weighs and sums directions as one matrix.
+        """
+        return False
 
     def second_moment(self, tree: Sequence[Tensor]) -> list[Tensor]:
         """Return E[z z'] h for the leaves h of a tree, which is h if the covariance is I.
@@ -102,13 +117,17 @@ class _Independent(Directions):
         """Return the number of directions in a block."""
         return block_size(dimension)
 
+    def joins_leaves(self) -> bool:
+        """Return whether directions are drawn by this class, not by a `draw` of a subclass."""
+        return type(self).draw is _Independent.draw
+
     def fill(self, out: Tensor, generator: torch.Generator) -> None:
         """Write random entries into the contiguous tensor `out`."""
         raise NotImplementedError
 
     def leaves(self, like: Sequence[Tensor], seed: int, member: int) -> Iterator[Tensor]:
         """Yield direction `member` leaf by leaf, holding one leaf or 2**17 entries at a time."""
-        if _is_flat(like):
+        if is_flat(like):
             yield from (z[0] for z in self.draw(like, seed, member, member + 1))
             return
         generators: dict[torch.device, torch.Generator] = {}
@@ -122,7 +141,7 @@ class _Independent(Directions):
 
     def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
         """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
-        if _is_flat(like):
+        if is_flat(like):
             return split(self._draw_flat(like, seed, start, stop), like)
         outs = [leaf.new_empty((stop - start, *leaf.shape)) for leaf in like]
         kept = {leaf.device: torch.Generator(leaf.device) for leaf in like}
@@ -145,14 +164,25 @@ class _Independent(Directions):
             if count == size:
                 self.fill(part, generator)
                 continue
-            block = like[0].new_empty((size, dimension))  # the range starts or ends in it
+            first = max(0, start - number * size)  # the range starts or ends in this block
+            whole, needed = size * dimension, (first + count) * dimension
+            block = out.new_empty(self._filled(needed, whole) if out.is_cpu else whole)
             self.fill(block, generator)
-            first = max(0, start - number * size)
-            part.copy_(block[first : first + count])
+            part.copy_(block[first * dimension :][: count * dimension].view(count, dimension))
         return out
 
+    def _filled(self, needed: int, whole: int) -> int:
+        """Return how many entries of a block are drawn on a CPU, of which the first are needed.
 
-def _is_flat(like: Sequence[Tensor]) -> bool:
+        There torch draws entries in order, 16 at a time, and the last 16 of all again.
+        """
+        filled = -(-needed // 16) * 16
+        in_order = type(self) in (Gaussian, Rademacher) and filled + 16 <= whole
+        return filled if in_order else whole
+
+
+def is_flat(like: Sequence[Tensor]) -> bool:
+    """Return whether leaves have one dtype and device, and few entries together."""
     return (
         sum(leaf.numel() for leaf in like) <= _LARGEST_FLAT
         and len({(leaf.dtype, leaf.device) for leaf in like}) == 1

@@ -34,7 +34,7 @@ from torchopt.diff.zero_order.directions import Gaussian, draw_seed
 from torchopt.diff.zero_order.error_bars import GradientEstimate, effective_sample_size
 from torchopt.diff.zero_order.estimators import Estimator, as_estimator
 from torchopt.diff.zero_order.evaluate import ENTRIES_PER_CHUNK
-from torchopt.diff.zero_order.evaluator import Evaluator
+from torchopt.diff.zero_order.evaluator import Evaluator, Points
 from torchopt.diff.zero_order.factors import Factors, LowRankNoise, Perturb, Total, square_norms
 from torchopt.diff.zero_order.loop import sum_over_directions
 from torchopt.diff.zero_order.precision import (
@@ -173,7 +173,8 @@ class LowRank:
         pairs = [t for name in names for t in (noise.factors[name].A, noise.factors[name].B)]
         points = [*pairs, *(noise.dense[name] for name in dense)]
         with state.held():
-            values = evaluator(member, points, list(buffers.values()), seed ^ 0x5DEECE66D)
+            copied = list(buffers.values())
+            values = evaluator(member, Points.stored(points), copied, seed ^ 0x5DEECE66D)
         return widened(values)
 
     @uncompiled

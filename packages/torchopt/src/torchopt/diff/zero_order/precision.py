@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.torch_internals import foreach_norm
+
 __all__ = ["accumulator", "require_sigma", "warn_of_lost_perturbations", "widened"]
 
 
@@ -95,16 +97,16 @@ def warn_of_lost_perturbations(
         name: Maps the number of a leaf to its name.
         what: The name of the size.
     """
-    for k, x in enumerate(leaves):
-        if not x.numel():
-            continue
+    present = [(k, x.detach()) for k, x in enumerate(leaves) if x.numel()]
+    moduli = foreach_norm([x for _, x in present], math.inf) if present else []
+    for (k, x), modulus in zip(present, moduli):
         size = sigma[k].double() if isinstance(sigma, Sequence) else sigma
         limit = size * (2.0 if normal else 0.25)
         info = torch.finfo(x.dtype)
-        largest, least = float(x.detach().abs().amax()), _least(limit)
+        largest, least = float(modulus), _least(limit)
         if not math.isfinite(largest) or max(largest, info.smallest_normal) * info.eps <= least:
             continue
-        spacing = _spacing(x.detach())
+        spacing = _spacing(x)
         lost = int((spacing > limit).sum())
         if lost:
             warnings.warn(

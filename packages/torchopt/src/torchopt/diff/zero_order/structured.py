@@ -24,6 +24,10 @@ class _Flat(Directions):
         """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
         raise NotImplementedError
 
+    def joins_leaves(self) -> bool:
+        """Return whether directions are drawn by this class, not by a `draw` of a subclass."""
+        return type(self).draw is _Flat.draw
+
     def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
         """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
         dtype = _common_dtype(like)
