@@ -275,7 +275,7 @@ def test_arguments_of_the_switch() -> None:
     with pytest.raises(ValueError, match=r"^The namespace cannot be an empty string\.$"):  # noqa: SIM117
         with optree.dict_insertion_ordered(True, namespace=""):
             raise AssertionError("unreachable")
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="'namespace'"):
         optree.dict_insertion_ordered(True)
 
 

@@ -226,7 +226,7 @@ def test_predicate_must_be_callable(argument: Any) -> None:
         optree.tree_paths,
         optree.tree_accessors,
     ):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="'is_leaf'"):
             function([1], argument)
 
 
@@ -241,7 +241,7 @@ def test_namespace_must_be_a_string(argument: Any) -> None:
         optree.tree_is_leaf,
         optree.tree_paths,
     ):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="'namespace'"):
             function([1], namespace=argument)
 
 
@@ -254,7 +254,7 @@ def test_none_is_leaf_must_be_boolean(argument: Any) -> None:
         optree.tree_iter,
         optree.tree_is_leaf,
     ):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="'none_is_leaf'"):
             function([1], none_is_leaf=argument)
 
 
@@ -552,15 +552,15 @@ def test_private_functions_return_tuples() -> None:
     assert optree._C.flatten_with_path({"a": [1]}, namespace="x")[0] == [("a", 0)]
     assert optree._C.is_leaf([1], leaf_predicate=lambda x: True)
     for function in (optree._C.flatten, optree._C.flatten_with_path, optree._C.is_leaf):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="missing required argument"):
             function()
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'tree'"):
             function(tree=[1])
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="takes at most 4 positional arguments but 5"):
             function([1], None, False, "", 5)
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'unknown'"):
             function([1], unknown=1)
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="multiple values for argument 'leaf_predicate'"):
             function([1], None, leaf_predicate=None)
 
 

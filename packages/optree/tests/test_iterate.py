@@ -34,9 +34,9 @@ def test_type_of_the_iterator() -> None:
     assert not hasattr(iterator, "__dict__")
     assert gc.is_tracked(iterator)
     assert weakref.ref(iterator)() is iterator
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="cannot pickle"):
         pickle.dumps(iterator)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="cannot pickle"):
         copy.copy(iterator)
 
 

@@ -217,6 +217,13 @@ def check_compose_counts(tree: Any, **options: Any) -> None:
     assert copied.transform(lambda node: node, lambda leaf: leaf) == outer
 
 
+def check_leaves_come_with_their_paths(tree: Any, **options: Any) -> None:
+    pairs = optree.tree_leaves_with_path(tree, **options)
+    paths, leaves, _ = optree.tree_flatten_with_path(tree, **options)
+    assert [path for path, _ in pairs] == paths
+    assert [id(x) for _, x in pairs] == [id(leaf) for leaf in leaves]
+
+
 def check_transpose_twice(tree: Any, **options: Any) -> None:
     outer = optree.tree_structure(tree, **options)
     if outer.num_leaves == 0:

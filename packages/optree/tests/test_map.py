@@ -250,7 +250,7 @@ def test_map_with_accessor() -> None:
 
 @pytest.mark.parametrize("function", [None, 3, "f"])
 def test_function_must_be_callable(function: Any) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="is not callable"):
         optree.tree_map(function, [1])
 
 

@@ -419,7 +419,7 @@ def test_setstate_replaces_everything() -> None:
 
 def test_a_failed_setstate_leaves_a_usable_object() -> None:
     treespec = optree.PyTreeSpec.__new__(optree.PyTreeSpec)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="not a 3-tuple"):
         treespec.__setstate__(())
     treespec.__setstate__(structure([1]).__getstate__())
     assert treespec == structure([1])

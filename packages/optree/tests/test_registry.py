@@ -142,9 +142,9 @@ def test_argument_checks() -> None:
     with raises(ValueError, "The namespace cannot be an empty string."):
         register(cls, nothing, rebuild, namespace="")
     for functions in ((1, rebuild), (nothing, 1), (None, rebuild)):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="Expected a callable for `"):
             register(cls, *functions, namespace="x")
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="'namespace'"):
         register(cls, nothing, rebuild)
     assert optree.register_pytree_node.get(cls, namespace="x") is None
 
@@ -203,7 +203,7 @@ def test_unregister_checks() -> None:
         "explicitly registered in the global namespace.",
     ):
         unregister(time.struct_time, namespace=GLOBAL)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="'namespace'"):
         unregister(cls)
 
 
@@ -394,7 +394,7 @@ def test_class_decorator_errors() -> None:
     for action in (lambda: register(""), lambda: register(methods_class(), namespace="")):
         with raises(ValueError, "The namespace cannot be an empty string."):
             action()
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="Expected a class, got 1"):
         register(1, namespace="x")
     for attributes in ({}, {'__tree_flatten__': nothing}, {'tree_flatten': nothing},
                        {'__tree_unflatten__': nothing}):  # fmt: skip

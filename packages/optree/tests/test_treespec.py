@@ -175,9 +175,9 @@ def test_indices_out_of_range(index: int) -> None:
 @pytest.mark.parametrize("index", [1.0, "0", None, [0], object(), 1j])
 def test_indices_of_the_wrong_type(index: Any) -> None:
     treespec = structure([1, 2])
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="expected an integer index"):
         treespec.entry(index)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="expected an integer index"):
         treespec.child(index)
 
 
@@ -241,7 +241,7 @@ def test_leaf_predicates() -> None:
         assert optree.treespec_is_leaf(treespec, strict=False) is loose
         assert optree.treespec_is_strict_leaf(treespec) is strict
         assert optree.treespec_is_one_level(treespec) is one_level
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="takes at most 0 positional"):
         LEAF.is_leaf(False)  # type: ignore[misc]
 
 
@@ -493,9 +493,9 @@ def test_prefix(left: Any, right: Any, prefix: bool, strict: bool) -> None:
 
 def test_prefix_needs_equal_none_modes_and_structures() -> None:
     assert not structure([1]).is_prefix(structure([1], none_is_leaf=True))
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="expected an optree.PyTreeSpec, got"):
         structure([1]).is_prefix([1])
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="takes at most 1 positional argument but 2"):
         structure([1]).is_prefix(structure([1]), True)  # type: ignore[misc]
 
 
@@ -563,7 +563,7 @@ def test_merging_checks_modes_and_namespaces() -> None:
             ValueError, match=r"^PyTreeSpecs must have the same namespace, got 'a' vs\. 'b'\.$"
         ):
             getattr(pair_a, merge)(pair_b)
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="expected an optree.PyTreeSpec, got"):
             getattr(a, merge)([1])
     assert structure([1]).compose(pair_a).namespace == "a"
     assert pair_a.compose(structure([1])).namespace == "a"
@@ -672,7 +672,7 @@ def test_transform_errors() -> None:
             treespec.transform(raising)
         with pytest.raises(error, match="^mine$"):
             treespec.transform(None, raising)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="'f_node', got 3"):
         treespec.transform(3)
 
 

@@ -316,5 +316,5 @@ def test_unions_with_tree_types_are_not_tree_types() -> None:
         assert pytree[same] == same
     assert pytree[int, None] == tree
     assert pytree[(int, None)] == tree
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="supports a tuple of 2 items"):
         pytree[int, 3]

@@ -373,11 +373,11 @@ def test_leaf_count_of_traverse_and_walk(method: str) -> None:
 @pytest.mark.parametrize("method", ["traverse", "walk"])
 def test_functions_of_traverse_and_walk_must_be_callable(method: str) -> None:
     rebuild = getattr(optree.tree_structure([1]), method)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="'f_node', got 3"):
         rebuild([1], 3)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="'f_leaf', got 3"):
         rebuild([1], None, 3)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="'f_leaf', got 'x'"):
         rebuild([1], f_leaf="x")
 
 
