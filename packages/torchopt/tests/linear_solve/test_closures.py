@@ -28,16 +28,16 @@ from torchopt.linear_solve.utils import (
 A = torch.tensor([[4.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
 B = torch.tensor([1.0, 2.0], dtype=torch.float64)
 SOLVERS = {
-    "cg": solve_cg(rtol=1e-13),
-    "normal_cg": solve_normal_cg(rtol=1e-13),
-    "inv": solve_inv(),
-    "neumann": solve_inv(ns=True, maxiter=40, alpha=0.28),
+    "cg": lambda: solve_cg(rtol=1e-13),
+    "normal_cg": lambda: solve_normal_cg(rtol=1e-13),
+    "inv": lambda: solve_inv(),
+    "neumann": lambda: solve_inv(ns=True, maxiter=40, alpha=0.28),
 }
 
 
 @pytest.fixture(params=SOLVERS.values(), ids=SOLVERS.keys())
 def solver(request):
-    return request.param
+    return request.param()
 
 
 def test_derivatives_reach_the_tensors_in_the_closure(solver):
@@ -88,7 +88,8 @@ def test_third_derivative_in_the_closure_is_refused_and_works_in_the_explicit_so
         return torch.autograd.grad(second, a)[0]
 
     one = torch.ones((), dtype=torch.float64)
-    for solver in SOLVERS.values():
+    for make in SOLVERS.values():
+        solver = make()
         with pytest.raises(NotDifferentiableError, match="derivative 3.*from_function"):
             third(lambda a, solver=solver: solver(lambda v: a * v, one))
 

@@ -150,6 +150,17 @@ def test_clipping_works_under_vmap(norm_type: float) -> None:
             torch.testing.assert_close(x[i], leaf.grad, rtol=1e-5, atol=0)
 
 
+def test_the_hook_for_nan_leaves_finite_gradients() -> None:
+    largest = torch.finfo(torch.float64).max
+    g = torch.tensor([math.nan, math.inf, -math.inf, 2.0], dtype=torch.float64)
+    x = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    y = 0.5 * x
+    y.register_hook(torchopt.hook.zero_nan_hook)
+    y.backward(g)
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, largest / 2, -largest / 2, 1.0]
+
+
 def test_hooks_are_on_the_gradients() -> None:
     hook = torchopt.hook.zero_nan_hook
     transformation = torchopt.register_hook(hook)

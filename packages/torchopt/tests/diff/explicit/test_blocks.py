@@ -417,6 +417,32 @@ def test_a_block_may_take_another_branch() -> None:
         torch.testing.assert_close(a @ b, first)
 
 
+LAYOUTS = {
+    "rows": lambda: draw(WIDTH, 24),
+    "columns": lambda: draw(24, WIDTH).mT,
+    "one column": lambda: draw(WIDTH, 1),
+    "every second": lambda: draw(WIDTH, 48)[:, ::2],
+    "overlapping columns": lambda: draw(2 * WIDTH).as_strided((WIDTH, 24), (1, 1)),
+    "distant columns": lambda: draw(24, 2 * WIDTH).mT[:WIDTH],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cotangents_of_a_kept_product_have_the_bits_of_torch(layout: str) -> None:
+    kept = Products()
+    a, b = (x.requires_grad_() for x in (draw(300, WIDTH), LAYOUTS[layout]().detach()))
+    with kept:
+        expected = a @ b
+    cotangent = torch.sin(expected.detach())
+    with kept.again(()):
+        found = a @ b
+    assert torch.equal(found, expected)
+    assert found.grad_fn is not None
+    assert found.grad_fn.name() != expected.grad_fn.name()  # not computed again
+    for x, y in zip(*(torch.autograd.grad(out, (a, b), cotangent) for out in (found, expected))):
+        assert torch.equal(x, y)
+
+
 def computed(p: Any, scale: Tensor) -> Any:
     """Return parameters whose cotangents are differentiated, and not only passed on."""
     return {k: x * scale * x.cos() for k, x in p.items()}
