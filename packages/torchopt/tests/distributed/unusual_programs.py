@@ -269,11 +269,15 @@ def refused(how: str) -> Any:
         weights = torch.ones(5, requires_grad=True)
     elif mine and how == "frozen":
         p.requires_grad_(False)
+    elif mine and how == "any dtype":
+        p.grad_dtype = None
     try:
         told: Any = outcome(lambda: engine.backward(loss, tasks, weights=weights))
     except (ValueError, TypeError, NotDifferentiableError) as error:
         told = f"{type(error).__name__}: {error}"
     p.requires_grad_(True)
+    if how == "any dtype":
+        p.grad_dtype = F64
     step = engine.backward(loss, TASKS)
     return told, step.losses.tolist(), p.grad
 

@@ -25,7 +25,7 @@ from torchopt.distributed.together import stacked_tasks
 from torchopt.errors import NotDifferentiableError, WorkerError
 
 if TYPE_CHECKING:
-    from torchopt.distributed.task_parallel import TaskParallel
+    from torchopt.distributed.task_parallel import Form, TaskParallel
 
 __all__ = ["MetaStep", "Step"]
 
@@ -87,17 +87,18 @@ class Step:
         tasks: Sequence[Any],
         weights: Sequence[float] | None,
         params: list[Tensor],
+        form: Form,
     ) -> None:
         self.engine = engine
         self.group = engine.group
         self.params = params
-        self.form = engine.form_of(params)
+        self.form = form
         self._task_loss = task_loss
         self._tasks = tasks
         self.tasks = n = len(tasks)
         total = float(n) if weights is None else float(sum(weights))
         self.weights = [1.0 / total] * n if weights is None else [w / total for w in weights]
-        self.signature = Signature(engine, self.form, params, n, weights)
+        self.signature = Signature(engine, form, params, n, weights)
         self.name = f"the sum of step {engine.steps + 1}"
         # Inside a task of a world of one process, the engine may take another step.
         self._contents = engine.contents.pop() if engine.contents else Contents()

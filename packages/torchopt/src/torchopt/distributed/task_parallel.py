@@ -29,7 +29,7 @@ from torchopt.distributed.contents import Contents
 from torchopt.distributed.gradients import is_small
 from torchopt.distributed.group import Group
 from torchopt.distributed.session import DEFAULT_TIMEOUT
-from torchopt.distributed.signature import agree, gradient_dtype, kinds_of, local_part, refuse
+from torchopt.distributed.signature import agree, kinds_of, local_part, refuse
 from torchopt.distributed.sparse import sparse_positions
 from torchopt.distributed.step import MetaStep, Step
 from torchopt.errors import NotDifferentiableError  # noqa: F401 - imported from here before
@@ -207,8 +207,16 @@ class TaskParallel:
     def form_of(self, params: list[Tensor]) -> Form:
         """Return the facts that follow from the shapes and dtypes of parameters."""
         # A parameter may get other contents and gradients in its place: `module.double()`.
-        kinds = [(id(p), p.shape, p.dtype, gradient_dtype(p), p.device) for p in params]
+        kinds = [
+            (id(p), p.shape, p.dtype, getattr(p, "grad_dtype", p.dtype), p.device) for p in params
+        ]
         if kinds != self._form.kinds:
+            if self.group.size > 1 and any(kind[3] is None for kind in kinds):
+                raise ValueError(
+                    "`params`: expected gradients of a known dtype, which all ranks sum up, got a "
+                    "parameter with grad_dtype=None; set its grad_dtype to the dtype that the "
+                    "tasks give it"
+                )
             code = zlib.crc32(repr([kind[1:4] for kind in kinds]).encode())
             small = self.group.device.type == "cpu" and is_small(params, self.bucket_bytes)
             sparse = sparse_positions(self.modules, params)
@@ -260,7 +268,8 @@ class TaskParallel:
             The losses of all tasks, times and bytes.
 
         Raises:
-            ValueError: There is no task, or `weights` are not one number >= 0 for each task.
+            ValueError: There is no task, or `weights` are not one number >= 0 for each task. With
+                several processes, also a parameter with `grad_dtype=None`.
             TypeError: The tasks are not a sequence, or a loss is not a real 0-dim tensor. Or a task
                 wrote to parameters through `.data` or to large frozen ones, or left a `.grad`
                 behind. With several processes it is also a `WorkerError`.
@@ -280,10 +289,11 @@ class TaskParallel:
                     raise ValueError(
                         "`params`: expected tensors that require gradients, all are frozen."
                     )
+                form = self.form_of(params)
             except Exception as error:
                 refuse(self.group, error, self.steps)
                 raise
-            return Step(self, task_loss, tasks, weights, params).run()
+            return Step(self, task_loss, tasks, weights, params, form).run()
 
 
 def _name_of(key: Any) -> str:
