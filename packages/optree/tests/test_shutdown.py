@@ -92,12 +92,25 @@ def test_exit_while_another_thread_flattens() -> None:
         assert "Traceback" not in done.stderr
 
 
+# What three daemon threads do when the process ends. Nearly all of their time is spent in `busy`.
 WALKS = {
-    "f_node of walk": "spec.walk([1] * spec.num_leaves, lambda *parts: [parts])",
-    "f_node of traverse": "spec.traverse([1] * spec.num_leaves, lambda node: [node])",
+    "f_node of walk": "spec.walk([1] * spec.num_leaves, busy)",
+    "f_node of traverse": "spec.traverse([1] * spec.num_leaves, busy)",
     "path entries": "optree.tree_accessors([Node()] * 10, namespace='n')",
     "comparisons of keys": "optree.tree_leaves([{Key(2): 1, Key(1): 2}] * 10)",
-    "hashes of keys": "hash(optree.tree_structure([{Key(2): 1, Key(1): 2}] * 10))",
+    "hashes of keys": "hash(keyed)",
+    "matches of keys": "optree.broadcast_prefix({Key(2): 1, Key(1): 2}, {Key(1): [1], Key(2): 2})",
+    "matches of ordered keys": "optree.tree_leaves(OrderedDict([(Key(2), 1), (Key(1), 2)]))",
+    "keys of prefixes": "keyed <= other_keyed",
+    "keys of other trees": "expect(ValueError, keyed.flatten_up_to, {Key(3): 1, Key(4): 2})",
+    "keys of new trees": "keyed.unflatten([1, 2])",
+    "keys of pickles": "optree.PyTreeSpec.__new__(optree.PyTreeSpec).__setstate__(state)",
+    "reprs in messages": "expect(ValueError, spec.flatten_up_to, Key(1))",
+    "truths of answers": "optree.tree_leaves([1], is_leaf=lambda x: Truth())",
+    "iterables": "spec.unflatten(Leaves())",
+    "indices": "expect(IndexError, spec.child, Index())",
+    "finalizers of results": "optree.tree_map_(Dying, [1, 2, 3])",
+    "finalizers of unused leaves": "expect(ValueError, spec.unflatten, map(Dying, [1, 2, 3]))",
 }
 
 
@@ -106,31 +119,54 @@ WALKS = {
 def test_exit_while_another_thread_runs_the_code_of(walk: str) -> None:
     code = """
         import threading, time, optree
+        from collections import OrderedDict
+        def busy(*args):
+            for _ in range(200): pass
         class Key:
             def __init__(self, number): self.number = number
-            def __hash__(self): return self.number
-            def __eq__(self, other): return self.number == other.number
-            def __lt__(self, other): return self.number < other.number
+            def __hash__(self): busy(); return self.number
+            def __eq__(self, other): busy(); return self.number == other.number
+            def __lt__(self, other): busy(); return self.number < other.number
+            def __repr__(self): busy(); return 'Key'
+        class Truth:
+            def __bool__(self): busy(); return True
+        class Leaves:
+            def __iter__(self): busy(); return iter(range(spec.num_leaves))
+        class Index:
+            def __index__(self): busy(); return 1000
+        class Dying:
+            def __init__(self, leaf): pass
+            def __del__(self): busy()
         class Node: pass
         class Entry(optree.GetItemEntry):
-            def __init__(self, *fields): super().__init__(*fields)
+            def __init__(self, *fields): busy(); super().__init__(*fields)
         optree.register_pytree_node(
             Node, lambda node: ((1, 2), None), lambda _, children: Node(),
             path_entry_type=Entry, namespace='n',
         )
         spec = optree.tree_structure([1, {'a': (2, [3])}] * 10)
+        keyed = optree.tree_structure({Key(2): 1, Key(1): 2})
+        other_keyed = optree.tree_structure({Key(1): 1, Key(2): 2})
+        state = keyed.__getstate__()
+        def expect(error, function, *args):
+            try:
+                function(*args)
+            except error:
+                return
+            raise AssertionError(function)
         def work():
             while True:
                 WALK
         for _ in range(3):
             threading.Thread(target=work, daemon=True).start()
-        time.sleep(0.03)
+        time.sleep(0.05)
         print('leaving', flush=True)
     """
-    for _ in range(6):
+    for _ in range(3):
         done = run(code.replace("WALK", walk))
         assert done.returncode == 0, done.stderr
         assert done.stdout == "leaving\n"
+        assert done.stderr == ""
 
 
 def test_exit_through_an_exception() -> None:

@@ -171,7 +171,7 @@ const Entry entries[] = {
 };
 
 const Entry& entry_of(PyObject* prototype) {
-    const Ref name = checked(PyObject_GetAttrString(prototype, "__name__"));
+    const Ref name = attribute_of(prototype, "__name__");
     for (const Entry& entry : entries) {
         if (PyUnicode_Check(name.get()) &&
             PyUnicode_CompareWithASCIIString(name.get(), entry.name) == 0) {
@@ -188,9 +188,8 @@ const Entry& entry_of(PyObject* prototype) {
 
 Ref make_compiled(State& state, PyObject* prototype) {
     const Entry& entry = entry_of(prototype);
-    const Ref text = checked(PyObject_GetAttrString(prototype, "__doc__"));
-    const Ref doc =
-        checked(PyUnicode_FromFormat("%s%s\n--\n\n%S", entry.name, entry.signature, text.get()));
+    const Ref text = attribute_of(prototype, "__doc__");
+    const Ref doc = formatted("%s%s\n--\n\n%S", entry.name, entry.signature, text.get());
     const char* utf8 = PyUnicode_AsUTF8(doc.get());
     if (utf8 == nullptr) throw PythonError{};
 

@@ -54,7 +54,7 @@ PyGetSetDef original_keys_def = {"original_keys", get_original_keys, set_origina
 // Replaces the slot's descriptor by the attribute above. Returns false if the slot is not at the
 // expected offset; the dict must then be built at once.
 bool make_original_keys_lazy(PyObject* metadata_class, PyObject* name) {
-    const Ref found = checked(PyObject_GetAttr(metadata_class, name));
+    const Ref found = attribute_of(metadata_class, name);
     if (Py_TYPE(found.get()) == &PyGetSetDescr_Type) {
         return reinterpret_cast<PyGetSetDescrObject*>(found.get())->d_getset == &original_keys_def;
     }
@@ -128,7 +128,7 @@ Ref entries_of(const OneLevel& known, Kind kind, const Slot* slots, std::uint32_
 Ref attributes_of(const OneLevel& known, PyObject* of_kind, Kind kind, const Slot* slots) {
     Ref attributes = checked(PyDict_Copy(of_kind));
     const auto set = [&](const Ref& name, PyObject* value) {
-        check_status(PyDict_SetItem(attributes.get(), name.get(), value));
+        set_item(attributes.get(), name.get(), value);
     };
     if (PyObject* type = dispatch_slots(kind, [&](auto list) { return list.type(slots); })) {
         set(known.str_type, type);

@@ -20,7 +20,7 @@ std::size_t count_builtins(const State& state) noexcept {
 // "in namespace 'x'" or "in the global namespace".
 Ref where(PyObject* name) {
     return is_empty_str(name) ? checked(PyUnicode_FromString("in the global namespace"))
-                              : checked(PyUnicode_FromFormat("in namespace %R", name));
+                              : formatted("in namespace %R", name);
 }
 
 void require_class(PyObject* cls) {

@@ -101,13 +101,13 @@ PyObject* of_two_specs(PyObject* self, PyObject* other) {
 Py_ssize_t as_index(PyObject* value) {
     Ref number;
     if (PyIndex_Check(value) != 0) {
-        number = checked(PyNumber_Index(value));
+        number = checked(calling_python([&] { return PyNumber_Index(value); }));
     } else {
         const PyNumberMethods* methods = Py_TYPE(value)->tp_as_number;
         if (PyFloat_Check(value) || methods == nullptr || methods->nb_int == nullptr) {
             raise(PyExc_TypeError, "expected an integer index, got %R", value);
         }
-        number = checked(PyNumber_Long(value));
+        number = checked(calling_python([&] { return PyNumber_Long(value); }));
     }
     const Py_ssize_t index = PyLong_AsSsize_t(number.get());
     if (index == -1 && PyErr_Occurred()) {

@@ -118,13 +118,11 @@ PyObject* all_leaves(PyObject* self, Args args, Py_ssize_t nargs) {
     return with_state(self, [&](State& state) {
         require_count("all_leaves", nargs, 4);
         CallContext call(state, args + 1);
-        const Ref iterator = checked(PyObject_GetIter(args[0]));
-        while (PyObject* item = PyIter_Next(iterator.get())) {
-            const Ref object = Ref::steal(item);
+        const Ref iterator = iterator_of(args[0]);
+        while (const Ref object = next_of(iterator.get())) {
             call.context.forget();
-            if (!object_is_leaf(call.context, item)) return compat::new_ref(Py_False);
+            if (!object_is_leaf(call.context, object.get())) return compat::new_ref(Py_False);
         }
-        if (PyErr_Occurred()) throw PythonError{};
         return compat::new_ref(Py_True);
     });
 }

@@ -89,7 +89,8 @@ inline PyObject* list_item(PyObject* list, Py_ssize_t index) noexcept {
 }
 
 // The value of a key of a dict as a new reference; null if the key is missing or on error.
-inline PyObject* dict_item(PyObject* dict, PyObject* key) noexcept {
+// Runs Python code; call `item_of` (support/ref.h) instead.
+inline PyObject* dict_item(PyObject* dict, PyObject* key) {
 #if PY_VERSION_HEX >= 0x030D0000
     PyObject* value = nullptr;
     PyDict_GetItemRef(dict, key, &value);

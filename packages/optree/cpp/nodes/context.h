@@ -83,7 +83,7 @@ class Context {
         while (used_ != 0) {
             const auto set = std::exchange(seen_[std::countr_zero(used_)], SeenSet());
             used_ &= used_ - 1;
-            for (const Seen& seen : set) Py_XDECREF(reinterpret_cast<PyObject*>(seen.type));
+            for (const Seen& seen : set) xdrop(reinterpret_cast<PyObject*>(seen.type));
         }
     }
 
@@ -92,7 +92,7 @@ class Context {
             checked(calling_python([&] { return PyObject_CallOneArg(predicate, object); }));
         if (answer.get() == Py_True) return true;
         if (answer.get() == Py_False) return false;
-        return check_truth(PyObject_IsTrue(answer.get()));
+        return truth_of(answer.get());
     }
 
     Ref lookup(PyTypeObject* type) const noexcept { return state.registry.lookup(named_, type); }
@@ -147,7 +147,7 @@ class Context {
         PyObject* cls = reinterpret_cast<PyObject*>(type);
         if (last_leaf_ == type) last_leaf_ = nullptr;
         if (compat::kFreeThreaded || Py_REFCNT(cls) > 1) {
-            Py_DECREF(cls);
+            optree::drop(cls);
         } else {
             if (!dropped_) dropped_ = std::make_unique<ObjectStack>();
             dropped_->reserve(1);

@@ -9,7 +9,7 @@ namespace {
 // Adds a note to Python's own message: what a flatten function must return.
 OPTREE_COLD void require_iterable(PyObject* type, PyObject* result) {
     try {
-        static_cast<void>(checked(PyObject_GetIter(result)));
+        static_cast<void>(iterator_of(result));
     } catch (const PythonError&) {
         add_note(
             "Expected the flatten function of %R to return (children, metadata) or (children, "
@@ -68,7 +68,7 @@ PyObject* Custom::rebuild(State&, const Slot* slots, PyObject** children, std::s
         return PyObject_Vectorcall(registration->unflatten_func, args + 1,
                                    2 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
     });
-    Py_DECREF(items);
+    drop(items);
     return made;
 }
 

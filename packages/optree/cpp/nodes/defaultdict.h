@@ -11,7 +11,7 @@ struct DefaultDict : DictKind<DefaultDict> {
     static Ref find_class() { return attribute_of_module("collections", "defaultdict"); }
     template <class Visitor>
     static std::uint32_t visit(Context& context, PyObject* object, Visitor& visitor, Ref* slots) {
-        slots[0] = checked(PyObject_GetAttr(object, context.state.str_default_factory.get()));
+        slots[0] = attribute_of(object, context.state.str_default_factory.get());
         return MappingKind::visit(context, object, visitor, slots);
     }
     static PyObject* rebuild(State& state, const Slot* slots, PyObject** children, std::size_t) {

@@ -11,7 +11,7 @@ struct Deque : AnyNode {
     static Ref find_class() { return attribute_of_module("collections", "deque"); }
     template <class Visitor>
     static std::uint32_t visit(Context& context, PyObject* object, Visitor& visitor, Ref* slots) {
-        Ref maxlen = checked(PyObject_GetAttr(object, context.state.str_maxlen.get()));
+        Ref maxlen = attribute_of(object, context.state.str_maxlen.get());
         if (maxlen.get() != Py_None) slots[0] = std::move(maxlen);
         return collect_items(context, checked(PySequence_List(object)), visitor.stack());
     }
@@ -23,7 +23,7 @@ struct Deque : AnyNode {
         PyObject* deque = PyObject_Vectorcall(
             state.class_of<Deque>(), args + 1,
             (slots[0] != nullptr ? 2 : 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
-        Py_DECREF(items);
+        drop(items);
         return deque;
     }
     static void match(Context& context, const Slot*, std::uint32_t arity, PyObject* object,

@@ -24,7 +24,7 @@ struct FrozenDict : DictKind<FrozenDict> {
         PyObject* dict = Dict::rebuild(state, slots, children, count);
         if (OPTREE_UNLIKELY(dict == nullptr)) return nullptr;
         PyObject* made = PyObject_CallOneArg(state.class_of<FrozenDict>(), dict);
-        Py_DECREF(dict);
+        drop(dict);
         return made;
     }
 };

@@ -134,15 +134,13 @@ Ref positions_of(PyObject* const* keys, std::size_t size) {
     Ref positions = checked(PyDict_New());
     for (std::size_t i = 0; i < size; ++i) {
         const Ref number = checked(PyLong_FromSize_t(i));
-        check_status(
-            calling_python([&] { return PyDict_SetItem(positions.get(), keys[i], number.get()); }));
+        set_item(positions.get(), keys[i], number.get());
     }
     return positions;
 }
 
 std::size_t position_in(PyObject* positions, PyObject* key, std::size_t size) {
-    const Ref number = Ref::steal(compat::dict_item(positions, key));
-    if (!number && PyErr_Occurred()) throw PythonError{};
+    const Ref number = item_of(positions, key);
     // The number may be missing: code can reach the dict through gc.get_objects().
     if (!number || !PyLong_CheckExact(number.get())) return size;
     const std::size_t position = PyLong_AsSize_t(number.get());

@@ -179,16 +179,17 @@ PyObject* new_ordered_dict_of(State& state, KeyLayout* layout, PyObject** childr
 template <int (*SetItem)(PyObject*, PyObject*, PyObject*)>
 PyObject* fill_mapping(PyObject* mapping, const KeyLayout* layout, PyObject** children) {
     if (OPTREE_UNLIKELY(mapping == nullptr)) {
-        for (std::uint32_t i = 0; i < layout->size; ++i) Py_DECREF(children[i]);
+        for (std::uint32_t i = 0; i < layout->size; ++i) drop(children[i]);
         return nullptr;
     }
     int status = 0;
     for (std::uint32_t i = 0; i < layout->size && status == 0; ++i) {
-        status = SetItem(mapping, layout->inserted[i], children[layout->child_of(i)]);
+        status = calling_python(
+            [&] { return SetItem(mapping, layout->inserted[i], children[layout->child_of(i)]); });
     }
-    for (std::uint32_t i = 0; i < layout->size; ++i) Py_DECREF(children[i]);
+    for (std::uint32_t i = 0; i < layout->size; ++i) drop(children[i]);
     if (OPTREE_UNLIKELY(status != 0)) {
-        Py_DECREF(mapping);
+        drop(mapping);
         return nullptr;
     }
     return mapping;

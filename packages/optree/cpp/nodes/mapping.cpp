@@ -11,8 +11,7 @@ Ref without(PyObject* keys, PyObject* others) {
     Ref result = checked(PyList_New(0));
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(keys); ++i) {
         const Ref key = checked(compat::list_item(keys, i));
-        if (!check_truth(PyDict_Contains(others, key.get())))
-            check_status(PyList_Append(result.get(), key.get()));
+        if (!item_of(others, key.get())) check_status(PyList_Append(result.get(), key.get()));
     }
     return result;
 }
@@ -21,7 +20,7 @@ Ref as_set(PyObject* keys) {
     Ref set = checked(PyDict_New());
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(keys); ++i) {
         const Ref key = checked(compat::list_item(keys, i));
-        check_status(PyDict_SetItem(set.get(), key.get(), Py_None));
+        set_item(set.get(), key.get(), Py_None);
     }
     return set;
 }
@@ -44,20 +43,18 @@ Ref mapping_names(const State& state) {
         for (const KindFacts& kind : kinds::facts) {
             PyObject* cls = state.classes[kind.value].get();
             if (kind.keys < 0 || cls == nullptr) continue;
-            const Ref module = checked(PyObject_GetAttrString(cls, "__module__"));
-            const Ref name = checked(PyObject_GetAttrString(cls, "__name__"));
+            const Ref module = attribute_of(cls, "__module__");
+            const Ref name = attribute_of(cls, "__name__");
             const int order = PyUnicode_CompareWithASCIIString(module.get(), "builtins");
             if ((order == 0) != builtin) continue;
-            names.push_owned(
-                builtin
-                    ? compat::new_ref(name.get())
-                    : checked(PyUnicode_FromFormat("%U.%U", module.get(), name.get())).release());
+            names.push_owned(builtin ? compat::new_ref(name.get())
+                                     : formatted("%U.%U", module.get(), name.get()).release());
         }
     }
     Ref text = checked(PyUnicode_FromString(""));
     for (std::size_t i = 0; i < names.size(); ++i) {
         const char* before = i == 0 ? "" : i + 1 < names.size() ? ", " : ", or ";
-        text = checked(PyUnicode_FromFormat("%U%s%U", text.get(), before, names[i]));
+        text = formatted("%U%s%U", text.get(), before, names[i]);
     }
     return text;
 }
@@ -78,19 +75,17 @@ void raise_key_mismatch(PyObject* expected, PyObject* got, PyObject* suffix) {
     const Ref missing = without(expected, as_set(got).get());
     const Ref extra = without(got, as_set(expected).get());
     const Ref got_sorted = sorted_list(got);
-    Ref message =
-        checked(PyUnicode_FromFormat("dictionary key mismatch; expected key(s): %R, got key(s): %R",
-                                     expected, got_sorted.get()));
+    Ref message = formatted("dictionary key mismatch; expected key(s): %R, got key(s): %R",
+                            expected, got_sorted.get());
     if (PyList_GET_SIZE(missing.get()) != 0) {
         const Ref keys = sorted_list(missing.get());
-        message =
-            checked(PyUnicode_FromFormat("%U, missing key(s): %R", message.get(), keys.get()));
+        message = formatted("%U, missing key(s): %R", message.get(), keys.get());
     }
     if (PyList_GET_SIZE(extra.get()) != 0) {
         const Ref keys = sorted_list(extra.get());
-        message = checked(PyUnicode_FromFormat("%U, extra key(s): %R", message.get(), keys.get()));
+        message = formatted("%U, extra key(s): %R", message.get(), keys.get());
     }
-    message = checked(PyUnicode_FromFormat("%U%U", message.get(), suffix));
+    message = formatted("%U%U", message.get(), suffix);
     PyErr_SetObject(PyExc_ValueError, message.get());
     throw PythonError{};
 }
@@ -107,19 +102,16 @@ void match_mapping(Context& context, const KeyLayout* layout, const char* label,
         if (push_known_values(layout, object, children)) return;
         std::uint32_t i = 0;
         for (; i < layout->size; ++i) {
-            PyObject* value = compat::dict_item(object, layout->keys[i]);
-            if (value == nullptr) {
-                if (PyErr_Occurred()) throw PythonError{};
-                break;
-            }
-            children.push_owned(value);
+            Ref value = item_of(object, layout->keys[i]);
+            if (!value) break;
+            children.push_owned(value.release());
         }
         if (i == layout->size) return;
         children.drop_from(base);
     }
     const Ref expected = layout_keys(layout);
     const Ref got = checked(PySequence_List(object));
-    const Ref suffix = checked(PyUnicode_FromFormat("; %s: %R.", label, object));
+    const Ref suffix = formatted("; %s: %R.", label, object);
     raise_key_mismatch(expected.get(), got.get(), suffix.get());
 }
 

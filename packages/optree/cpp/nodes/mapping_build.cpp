@@ -89,7 +89,7 @@ Ref dict_of_keys(KeyLayout* layout) {
     }
     Ref dict = checked(PyDict_New());
     for (std::uint32_t i = 0; i < layout->size; ++i) {
-        check_status(PyDict_SetItem(dict.get(), layout->inserted[i], Py_None));
+        set_item(dict.get(), layout->inserted[i], Py_None);
     }
     return dict;
 }

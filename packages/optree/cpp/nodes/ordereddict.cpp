@@ -4,20 +4,19 @@
 namespace optree {
 
 Ref OrderedDict::scan_unknown(Context& context, PyObject* object, ObjectStack& children) {
-    const CriticalSection reading(object);
     ObjectStack keys;
     ObjectStack values;
-    const Ref iterator = checked(PyObject_GetIter(object));
-    while (PyObject* key = PyIter_Next(iterator.get())) {
-        keys.push_owned(key);
-        PyObject* value = compat::dict_item(object, key);
-        if (value == nullptr) {
-            if (!PyErr_Occurred()) PyErr_SetObject(PyExc_KeyError, key);
+    const CriticalSection reading(object);
+    const Ref iterator = iterator_of(object);
+    while (Ref key = next_of(iterator.get())) {
+        Ref value = item_of(object, key.get());
+        if (!value) {
+            PyErr_SetObject(PyExc_KeyError, key.get());
             throw PythonError{};
         }
-        values.push_owned(value);
+        keys.push_owned(key.release());
+        values.push_owned(value.release());
     }
-    if (PyErr_Occurred()) throw PythonError{};
     LayoutCache& cache = context.state.layouts();
     Ref layout = Ref::borrow(reinterpret_cast<PyObject*>(cache.find(keys.data(), keys.size())));
     if (!layout) {

@@ -11,7 +11,8 @@ namespace optree {
 void malformed(const char* format, ...) {
     std::va_list args;
     va_start(args, format);
-    const Ref reason = Ref::steal(PyUnicode_FromFormatV(format, args));
+    const Ref reason =
+        Ref::steal(calling_python([&] { return PyUnicode_FromFormatV(format, args); }));
     va_end(args);
     if (!reason) throw PythonError{};
     raise(PyExc_RuntimeError, "Malformed pickled PyTreeSpec: %U.", reason.get());
@@ -52,7 +53,7 @@ void collect_checked_keys(PyObject* keys, Py_ssize_t arity, ObjectStack& out) {
         malformed("the number of keys does not match the arity");
     const Ref set = checked(PyDict_New());
     for (std::size_t i = 0; i < out.size(); ++i) {
-        if (PyDict_SetItem(set.get(), out[i], Py_None) < 0) {
+        if (calling_python([&] { return PyDict_SetItem(set.get(), out[i], Py_None); }) < 0) {
             if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw PythonError{};
             PyErr_Clear();
             malformed("the keys of a dictionary node are not hashable");

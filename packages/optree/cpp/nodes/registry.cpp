@@ -165,7 +165,7 @@ void Registry::clear() noexcept {
         }
         if (!dropped) return;
         dropped->for_each([](PyTypeObject*, Registration* registration) {
-            Py_DECREF(reinterpret_cast<PyObject*>(registration));
+            drop(reinterpret_cast<PyObject*>(registration));
         });
     };
     empty(global_);

@@ -10,7 +10,7 @@
 namespace optree {
 
 inline void drop_children(PyObject** children, std::size_t count) noexcept {
-    for (std::size_t i = 0; i < count; ++i) Py_DECREF(children[i]);
+    for (std::size_t i = 0; i < count; ++i) drop(children[i]);
 }
 
 // A tuple of new references to `items`.

@@ -38,7 +38,7 @@ inline Slot share_slot(Slot slot) noexcept {
     Py_XINCREF(as_object(slot));
     return slot;
 }
-inline void drop_slot(Slot slot) noexcept { Py_XDECREF(as_object(slot)); }
+inline void drop_slot(Slot slot) noexcept { xdrop(as_object(slot)); }
 
 std::uint64_t hash_of_object(PyObject* object);
 std::uint64_t hash_of_keys(KeyLayout* layout);

@@ -124,7 +124,8 @@ Plain sort_small_ints(PyObject* const* keys, std::size_t size, KeyOrder& order) 
 }
 
 std::size_t bytes_of_large_int(PyObject* key) noexcept {
-    const Ref answer = Ref::steal(PyObject_CallMethod(key, "__sizeof__", nullptr));
+    const Ref answer =
+        Ref::steal(calling_python([&] { return PyObject_CallMethod(key, "__sizeof__", nullptr); }));
     const std::size_t bytes = answer ? PyLong_AsSize_t(answer.get()) : static_cast<std::size_t>(-1);
     if (PyErr_Occurred()) PyErr_Clear();
     return bytes;
@@ -143,9 +144,9 @@ bool try_sort(PyObject* list) {
 // "module.qualname" of the key's class.
 Ref class_name(PyObject* key) {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(key));
-    Ref module = checked(PyObject_GetAttrString(type, "__module__"));
-    Ref qualname = checked(PyObject_GetAttrString(type, "__qualname__"));
-    return checked(PyUnicode_FromFormat("%S.%S", module.get(), qualname.get()));
+    Ref module = attribute_of(type, "__module__");
+    Ref qualname = attribute_of(type, "__qualname__");
+    return formatted("%S.%S", module.get(), qualname.get());
 }
 
 }  // namespace

@@ -119,16 +119,14 @@ void drop_layouts(PyObject* capsule) {
 OPTREE_NOINLINE LayoutCache& find_layouts(State& state) {
     PyObject* dict = PyThreadState_GetDict();  // borrowed
     if (dict == nullptr) throw std::bad_alloc();
-    const Ref key = checked(
-        PyUnicode_FromFormat("%s.%llu", kLayoutsName, static_cast<unsigned long long>(state.id)));
-    Ref capsule = Ref::steal(compat::dict_item(dict, key.get()));
+    const Ref key = formatted("%s.%llu", kLayoutsName, static_cast<unsigned long long>(state.id));
+    Ref capsule = item_of(dict, key.get());
     if (!capsule) {
-        if (PyErr_Occurred()) throw PythonError{};
         auto made = std::make_unique<LayoutCache>();
         prepare_layouts(state, *made);
         capsule = checked(PyCapsule_New(made.get(), kLayoutsName, drop_layouts));
         (void)made.release();
-        check_status(PyDict_SetItem(dict, key.get(), capsule.get()));
+        set_item(dict, key.get(), capsule.get());
     }
     auto* cache = static_cast<LayoutCache*>(PyCapsule_GetPointer(capsule.get(), kLayoutsName));
     if (cache == nullptr) throw PythonError{};
@@ -154,21 +152,22 @@ LayoutCache& layouts_of_thread(State& state) {
 
 Ref attribute_of_module(const char* module_name, const char* name) {
     const Ref module = checked(PyImport_ImportModule(module_name));
-    return checked(PyObject_GetAttrString(module.get(), name));
+    return attribute_of(module.get(), name);
 }
 
 Ref State::accessor_class(const char* name) {
     PyObject* module = accessors.load();
     if (module == nullptr) {
-        Ref imported = checked(PyImport_ImportModule("optree.accessors"));
+        Ref imported =
+            checked(calling_python([] { return PyImport_ImportModule("optree.accessors"); }));
         // Another thread may already have set it.
         if (accessors.compare_exchange_strong(module, imported.get())) module = imported.release();
     }
-    return checked(PyObject_GetAttrString(module, name));
+    return attribute_of(module, name);
 }
 
 State& state_of_type(PyTypeObject* type) {
-    const Ref state = checked(PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "_state"));
+    const Ref state = attribute_of(reinterpret_cast<PyObject*>(type), "_state");
     if (Py_TYPE(state.get())->tp_dealloc != state_dealloc) {
         raise(PyExc_TypeError, "expected the attribute _state of optree's own class, got %R",
               state.get());

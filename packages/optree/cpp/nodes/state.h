@@ -139,7 +139,7 @@ struct State : StateHead, StateMembers {
     OPTREE_INLINE auto running_python(Call&& call) {
         collector_pause.end();
         const TupleClasses::Stretch loud(tuples, false);
-        return call();
+        return calling_python(std::forward<Call>(call));
     }
 
     // An attribute of optree.accessors.

@@ -30,7 +30,7 @@ struct StructSeq : RecordKind<StructSeq> {
         PyObject* items = steal_into_tuple(children, count);
         if (items == nullptr) return nullptr;
         PyObject* made = PyObject_CallOneArg(as_object(slots[0]), items);
-        Py_DECREF(items);
+        drop(items);
         return made;
     }
 };

@@ -39,8 +39,8 @@ std::string repr_of(PyObject* object) {
 }
 
 std::string attribute_text(PyObject* object, const char* name) {
-    const Ref value = checked(PyObject_GetAttrString(object, name));
-    return utf8(checked(PyObject_Str(value.get())).get());
+    const Ref value = attribute_of(object, name);
+    return utf8(checked(calling_python([&] { return PyObject_Str(value.get()); })).get());
 }
 
 std::string joined(const Texts& children) {
@@ -82,8 +82,8 @@ std::string with_fields(const std::string& name, PyObject* fields, const Texts& 
     return text + ")";
 }
 
-Ref step_of_entry(PyObject* entry) { return checked(PyUnicode_FromFormat("[%R]", entry)); }
+Ref step_of_entry(PyObject* entry) { return formatted("[%R]", entry); }
 
-Ref step_of_field(PyObject* name) { return checked(PyUnicode_FromFormat(".%U", name)); }
+Ref step_of_field(PyObject* name) { return formatted(".%U", name); }
 
 }  // namespace optree

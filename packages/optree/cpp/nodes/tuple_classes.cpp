@@ -18,7 +18,7 @@ namespace {
 
 // The attribute, or null without an exception if reading it raised.
 Ref attribute(PyObject* object, PyObject* name) {
-    Ref value = Ref::steal(PyObject_GetAttr(object, name));
+    Ref value = Ref::steal(calling_python([&] { return PyObject_GetAttr(object, name); }));
     if (!value) PyErr_Clear();
     return value;
 }
@@ -27,10 +27,7 @@ Ref attribute(PyObject* object, const char* name) {
 }
 
 Ref global_of(PyObject* globals, const char* name) {
-    const Ref key = checked(PyUnicode_InternFromString(name));
-    Ref value = Ref::steal(compat::dict_item(globals, key.get()));
-    if (!value && PyErr_Occurred()) throw PythonError{};
-    return value;
+    return item_of(globals, checked(PyUnicode_InternFromString(name)).get());
 }
 
 bool has_callable(PyTypeObject* type, const char* name) {
@@ -83,7 +80,7 @@ Ref generated_code(std::size_t arity) {
     }
     const std::string text = "lambda " + parameters + ": _tuple_new(_cls, (" + items + "))";
     const Ref outer = checked(Py_CompileString(text.c_str(), "<namedtuple>", Py_eval_input));
-    const Ref constants = checked(PyObject_GetAttrString(outer.get(), "co_consts"));
+    const Ref constants = attribute_of(outer.get(), "co_consts");
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(constants.get()); ++i) {
         PyObject* constant = PyTuple_GET_ITEM(constants.get(), i);
         if (PyCode_Check(constant)) return Ref::borrow(constant);
@@ -95,23 +92,23 @@ Ref generated_code(std::size_t arity) {
 bool same_code(PyObject* code, PyObject* other) {
     for (const char* name : {"co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags",
                              "co_names", "co_freevars", "co_cellvars", "co_consts", "co_code"}) {
-        const Ref mine = checked(PyObject_GetAttrString(code, name));
-        const Ref its = checked(PyObject_GetAttrString(other, name));
+        const Ref mine = attribute_of(code, name);
+        const Ref its = attribute_of(other, name);
         if (!equal(mine.get(), its.get())) return false;
     }
     return true;
 }
 
-// The `__new__` of the class, or of the first base that defines it, as stored there. Borrowed;
-// valid as long as the version of the class does not change. Null if it is not a staticmethod.
-PyObject* static_method_of(PyTypeObject* type) {
+// The `__new__` of the class, or of the first base that defines it, as stored there. Null if it is
+// not a staticmethod.
+Ref static_method_of(PyTypeObject* type) {
+    const Ref mro = Ref::borrow(type->tp_mro);  // a look-up may run Python code that replaces it
     const Ref name = checked(PyUnicode_InternFromString("__new__"));
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(type->tp_mro); ++i) {
-        auto* base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(type->tp_mro, i));
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(mro.get()); ++i) {
+        auto* base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(mro.get(), i));
         if (!PyType_HasFeature(base, Py_TPFLAGS_HEAPTYPE)) return nullptr;
-        const Ref found = Ref::steal(compat::dict_item(base->tp_dict, name.get()));
-        if (found) return callable_of_static(found.get()) != nullptr ? found.get() : nullptr;
-        if (PyErr_Occurred()) throw PythonError{};
+        Ref found = item_of(base->tp_dict, name.get());
+        if (found) return callable_of_static(found.get()) != nullptr ? std::move(found) : Ref();
     }
     return nullptr;
 }
@@ -129,10 +126,9 @@ std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
     const Ref constructor = attribute(reinterpret_cast<PyObject*>(type), "__new__");
     if (made->version == 0) made->version = compat::type_version(type);
     if (!constructor || !PyFunction_Check(constructor.get())) return made;
-    made->method = static_method_of(type);
-    if (made->method == nullptr || callable_of_static(made->method) != constructor.get()) {
-        return made;
-    }
+    const Ref method = static_method_of(type);
+    if (!method || callable_of_static(method.get()) != constructor.get()) return made;
+    made->method = method.get();
     made->code = Ref::borrow(code_of(constructor.get()));
     made->tuple_new = global_of(globals_of(constructor.get()), "_tuple_new");
     const Ref expected = attribute(reinterpret_cast<PyObject*>(&PyTuple_Type), "__new__");
@@ -153,16 +149,19 @@ bool is_first_item(PyObject* dict, PyObject* name, PyObject* expected) noexcept 
 
 // Whether the dict holds this object under an interned str. May run Python code.
 bool is_item(PyObject* dict, PyObject* name, PyObject* expected) {
-    const Ref item = Ref::steal(compat::dict_item(dict, name));
-    if (!item) PyErr_Clear();
-    return item.get() == expected;
+    try {
+        return item_of(dict, name).get() == expected;
+    } catch (const PythonError&) {
+        PyErr_Clear();
+        return false;
+    }
 }
 
 }  // namespace
 
 Ref namedtuple_fields(PyTypeObject* type) {
     // A program may have replaced the attribute since the class was recognised.
-    Ref fields = checked(PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "_fields"));
+    Ref fields = attribute_of(reinterpret_cast<PyObject*>(type), "_fields");
     bool are_names = PyTuple_Check(fields.get());
     for (Py_ssize_t i = 0; are_names && i < PyTuple_GET_SIZE(fields.get()); ++i) {
         are_names = PyUnicode_Check(PyTuple_GET_ITEM(fields.get(), i));
@@ -174,7 +173,7 @@ Ref namedtuple_fields(PyTypeObject* type) {
 Ref structseq_fields(PyTypeObject* type) {
     PyObject* object = reinterpret_cast<PyObject*>(type);
     const auto count_of = [object](const char* name) {
-        const Ref count = checked(PyObject_GetAttrString(object, name));
+        const Ref count = attribute_of(object, name);
         const Py_ssize_t value = PyLong_AsSsize_t(count.get());
         if (value == -1 && PyErr_Occurred()) throw PythonError{};
         return value;

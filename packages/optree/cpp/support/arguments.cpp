@@ -59,7 +59,7 @@ bool checked_bool(PyObject* value, const char* name) {
     if (number == nullptr || number->nb_bool == nullptr) {
         raise(PyExc_TypeError, "expected a bool for '%s', got %R", name, value);
     }
-    return check_truth(PyObject_IsTrue(value));
+    return truth_of(value);
 }
 
 Ref checked_exact_str(PyObject* value, const char* name) {

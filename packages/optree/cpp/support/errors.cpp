@@ -12,9 +12,17 @@ namespace optree {
 void raise(PyObject* type, const char* format, ...) {
     std::va_list args;
     va_start(args, format);
-    PyErr_FormatV(type, format, args);
+    calling_python([&] { return PyErr_FormatV(type, format, args); });
     va_end(args);
     throw PythonError{};
+}
+
+Ref formatted(const char* format, ...) {
+    std::va_list args;
+    va_start(args, format);
+    PyObject* text = calling_python([&] { return PyUnicode_FromFormatV(format, args); });
+    va_end(args);
+    return checked(text);
 }
 
 void add_note(const char* format, ...) {
@@ -26,9 +34,13 @@ void add_note(const char* format, ...) {
     PyErr_NormalizeException(&type, &value, &traceback);
     std::va_list args;
     va_start(args, format);
-    const Ref note = Ref::steal(PyUnicode_FromFormatV(format, args));
+    const Ref note =
+        Ref::steal(calling_python([&] { return PyUnicode_FromFormatV(format, args); }));
     va_end(args);
-    if (note) Ref::steal(PyObject_CallMethod(value, "add_note", "O", note.get()));
+    if (note) {
+        Ref::steal(calling_python(
+            [&] { return PyObject_CallMethod(value, "add_note", "O", note.get()); }));
+    }
     PyErr_Clear();  // keep the original exception
     PyErr_Restore(type, value, traceback);
 }

@@ -23,6 +23,9 @@ namespace optree {
 // Sets `type` with a message formatted like PyUnicode_FromFormat and throws PythonError.
 [[noreturn]] OPTREE_COLD void raise(PyObject* type, const char* format, ...);
 
+// A str formatted like PyUnicode_FromFormat. May run Python code.
+Ref formatted(const char* format, ...);
+
 // Adds a note, formatted like PyUnicode_FromFormat, to the current exception (Python 3.11+). The
 // message itself stays that of the published package.
 OPTREE_COLD void add_note(const char* format, ...);

@@ -32,7 +32,7 @@ class ObjectStack {
         try {
             items_.push(object);
         } catch (...) {
-            Py_DECREF(object);
+            drop(object);
             throw;
         }
     }
@@ -85,7 +85,7 @@ class ObjectStack {
     void forget_from(std::size_t size) noexcept { items_.set_size(size); }
     // Drops the references from `size` on.
     void drop_from(std::size_t size) noexcept {
-        while (items_.size() > size) Py_XDECREF(items_.pop());
+        while (items_.size() > size) xdrop(items_.pop());
     }
     void clear() noexcept { drop_from(0); }
 
@@ -117,11 +117,8 @@ class ObjectStack {
 
 // Pushes the items of an iterable.
 inline void collect(PyObject* iterable, ObjectStack& items) {
-    const Ref iterator = checked(PyObject_GetIter(iterable));
-    while (PyObject* item = calling_python([&] { return PyIter_Next(iterator.get()); })) {
-        items.push_owned(item);
-    }
-    if (PyErr_Occurred()) throw PythonError{};
+    const Ref iterator = iterator_of(iterable);
+    while (Ref item = next_of(iterator.get())) items.push_owned(item.release());
 }
 
 // Like PySequence_Tuple, but Python code cannot see a partly filled tuple.

@@ -23,10 +23,10 @@ class Ref {
     Ref(Ref&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
     Ref& operator=(Ref&& other) noexcept {
         PyObject* old = std::exchange(object_, std::exchange(other.object_, nullptr));
-        Py_XDECREF(old);
+        xdrop(old);
         return *this;
     }
-    ~Ref() { Py_XDECREF(object_); }
+    ~Ref() { xdrop(object_); }
 
     // Takes over a reference; null stays null.
     static Ref steal(PyObject* object) noexcept { return Ref(object); }
@@ -68,7 +68,40 @@ inline bool check_truth(int truth) {
     return truth != 0;
 }
 
-// Whether `a == b`: by identity first, then by rich comparison. May run Python code.
+// The calls below may run Python code.
+
+inline Ref attribute_of(PyObject* object, const char* name) {
+    return checked(calling_python([&] { return PyObject_GetAttrString(object, name); }));
+}
+inline Ref attribute_of(PyObject* object, PyObject* name) {
+    return checked(calling_python([&] { return PyObject_GetAttr(object, name); }));
+}
+
+// The value of a key of a dict; null if the key is missing.
+inline Ref item_of(PyObject* dict, PyObject* key) {
+    Ref value = Ref::steal(calling_python([&] { return compat::dict_item(dict, key); }));
+    if (!value && PyErr_Occurred()) throw PythonError{};
+    return value;
+}
+inline void set_item(PyObject* dict, PyObject* key, PyObject* value) {
+    check_status(calling_python([&] { return PyDict_SetItem(dict, key, value); }));
+}
+
+inline Ref iterator_of(PyObject* iterable) {
+    return checked(calling_python([&] { return PyObject_GetIter(iterable); }));
+}
+// The next item; null at the end.
+inline Ref next_of(PyObject* iterator) {
+    Ref item = Ref::steal(calling_python([&] { return PyIter_Next(iterator); }));
+    if (!item && PyErr_Occurred()) throw PythonError{};
+    return item;
+}
+
+inline bool truth_of(PyObject* object) {
+    return check_truth(calling_python([&] { return PyObject_IsTrue(object); }));
+}
+
+// Whether `a == b`: by identity first, then by rich comparison.
 inline bool equal(PyObject* a, PyObject* b) {
     if (a == b) return true;
     check_stack();

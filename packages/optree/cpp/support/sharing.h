@@ -25,7 +25,7 @@ namespace optree {
 class CriticalSection {
   public:
     explicit CriticalSection(PyObject* object) noexcept {
-        PyCriticalSection_Begin(&section_, object);
+        calling_python([&] { PyCriticalSection_Begin(&section_, object); });
     }
     CriticalSection(const CriticalSection&) = delete;
     CriticalSection& operator=(const CriticalSection&) = delete;
@@ -58,7 +58,9 @@ class Held {
 
 class Lock {
   public:
-    void lock() noexcept { PyMutex_Lock(&mutex_); }
+    void lock() noexcept {
+        calling_python([&] { PyMutex_Lock(&mutex_); });
+    }
     void unlock() noexcept { PyMutex_Unlock(&mutex_); }
 
   private:
@@ -162,7 +164,7 @@ class Turn {
         PyThreadState* self = PyThreadState_Get();
         // Only this thread can have stored itself there.
         if (owner_.load(std::memory_order_relaxed) == self) return false;
-        PyMutex_Lock(&mutex_);
+        calling_python([&] { PyMutex_Lock(&mutex_); });
         owner_.store(self, std::memory_order_relaxed);
         return true;
     }

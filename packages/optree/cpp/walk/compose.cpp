@@ -16,7 +16,7 @@ void require_same_none(const SpecObject& a, const SpecObject& b) {
 
 // The name of a node in a message: its kind, or its class if the kind is not specific.
 Ref label(State& state, Kind kind, const Slot* slots) {
-    return is_named_by_class(kind) ? checked(PyObject_Repr(node_type(state, kind, slots)))
+    return is_named_by_class(kind) ? formatted("%R", node_type(state, kind, slots))
                                    : checked(PyUnicode_FromString(kind_name(kind)));
 }
 

@@ -74,7 +74,7 @@ OPTREE_INLINE void Flattening::visit_owned_children(std::size_t base, int depth)
             descend<kPredicate, kKeep>(kind, registration, child, depth);
             pending_[i] = nullptr;
         }
-        Py_DECREF(child);
+        drop(child);
     }
     pending_.forget_from(base);
 }

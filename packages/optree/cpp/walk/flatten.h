@@ -32,7 +32,7 @@ class Flattening {
     Flattening(const Flattening&) = delete;
     Flattening& operator=(const Flattening&) = delete;
     ~Flattening() {
-        for (Slot slot : slots_) Py_XDECREF(as_object(slot));
+        for (Slot slot : slots_) drop_slot(slot);
     }
 
     // With `keep_leaves` false, the leaves are counted but not kept.

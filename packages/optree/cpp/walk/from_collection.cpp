@@ -21,8 +21,10 @@ Ref spec_from_collection(Context& context, PyObject* collection) {
     Registration* registration = nullptr;
     const Kind kind = context.classify(collection, registration);
     if (is_leaf(kind)) {
-        check_status(PyErr_WarnEx(PyExc_UserWarning,
-                                  "PyTreeSpec::MakeFromCollection() is called on a leaf.", 2));
+        check_status(calling_python([] {
+            return PyErr_WarnEx(PyExc_UserWarning,
+                                "PyTreeSpec::MakeFromCollection() is called on a leaf.", 2);
+        }));
         return new_leaf_spec(state, context.none_is_leaf, empty);
     }
     ObjectStack children;

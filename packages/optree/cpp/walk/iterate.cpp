@@ -75,7 +75,7 @@ void remember(IterObject& iter, PyTypeObject* leaf_type, std::uint64_t version) 
     if (iter.leaf_type == leaf_type) return;
     Py_INCREF(type_object(leaf_type));
     PyTypeObject* old = std::exchange(iter.leaf_type, leaf_type);
-    Py_XDECREF(type_object(old));
+    xdrop(type_object(old));
 }
 
 // The next leaf if it has the class of the last one, else null. Runs no Python code and therefore
@@ -119,7 +119,7 @@ Ref advance(IterObject& iter, Context& context) {
         iter.agenda.reserve(iter.agenda.size() + arity);
         while (children.size() != 0) iter.agenda.push_back({children.pop(), next.depth + 1});
     }
-    Py_CLEAR(iter.leaf_type);
+    xdrop(type_object(std::exchange(iter.leaf_type, nullptr)));
     return nullptr;
 }
 

@@ -45,14 +45,14 @@ class Calls {
     void run() {
         for (std::uint32_t leaf = 0; leaf != leaves_; ++leaf) {
             PyObject* result = call(leaf);
-            Py_DECREF(std::exchange(columns_[leaf], result));
+            drop(std::exchange(columns_[leaf], result));
         }
     }
 
   private:
     [[noreturn]] OPTREE_COLD void raise_from_call() const {
         if (!PyErr_Occurred()) {
-            PyErr_Format(PyExc_SystemError, "%R returned NULL without setting an exception", func_);
+            raise(PyExc_SystemError, "%R returned NULL without setting an exception", func_);
         }
         throw PythonError{};
     }
@@ -141,7 +141,7 @@ void tree_map_inplace(Context& context, PyObject* func, PyObject* tree, PyObject
     const std::size_t trees = read_all(context, flat, tree, rests);
     const TreeView view = flat.view();
     Calls calls(func, flat.leaves, view.leaves, trees);
-    for (std::uint32_t i = 0; i < view.leaves; ++i) Py_DECREF(calls.call(i));
+    for (std::uint32_t i = 0; i < view.leaves; ++i) drop(calls.call(i));
 }
 
 }  // namespace optree

@@ -16,7 +16,8 @@ void check_depth(std::size_t levels) {
 Ref making_functions(PyObject* cls) {
     ObjectStack functions;
     for (const char* name : {"__new__", "__init__", "__post_init__"}) {
-        Ref function = Ref::steal(PyObject_GetAttrString(cls, name));
+        Ref function =
+            Ref::steal(calling_python([&] { return PyObject_GetAttrString(cls, name); }));
         if (!function) {
             if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw PythonError{};
             PyErr_Clear();
@@ -32,11 +33,8 @@ Ref making_functions(PyObject* cls) {
 // Whether the class is one of the library's own and still creates instances in the original way.
 bool is_stock(const State& state, PyObject* cls) {
     const Ref stock = Ref::borrow(state.stock.get());
-    const Ref known = stock ? Ref::steal(compat::dict_item(stock.get(), cls)) : Ref();
-    if (!known) {
-        if (PyErr_Occurred()) throw PythonError{};
-        return false;
-    }
+    const Ref known = stock ? item_of(stock.get(), cls) : Ref();
+    if (!known) return false;
     const Ref functions = making_functions(cls);
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(known.get()); ++i) {
         if (PyTuple_GET_ITEM(functions.get(), i) != PyTuple_GET_ITEM(known.get(), i)) return false;
@@ -83,7 +81,7 @@ class StockEntryClass {
     }
     // Finds the offset of the slot `name` in an instance.
     bool offset_of(const char* name, Py_ssize_t& offset) const {
-        const Ref slot = checked(PyObject_GetAttrString(cls_.get(), name));
+        const Ref slot = attribute_of(cls_.get(), name);
         offset = offset_of_slot(slot.get());
         return offset >= 0;
     }
@@ -213,7 +211,7 @@ void set_stock_classes(State& state, PyObject* classes) {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(classes); ++i) {
         PyObject* cls = PyTuple_GET_ITEM(classes, i);
         if (!PyType_Check(cls)) raise(PyExc_TypeError, "expected a class, got %R", cls);
-        check_status(PyDict_SetItem(stock.get(), cls, making_functions(cls).get()));
+        set_item(stock.get(), cls, making_functions(cls).get());
     }
     state.stock = std::move(stock);
 }

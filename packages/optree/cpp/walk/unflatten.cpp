@@ -77,9 +77,8 @@ class ArraySource {
 }  // namespace
 
 Ref IteratorSource::next() {
-    Ref leaf = Ref::steal(calling_python([&] { return PyIter_Next(iterator_); }));
+    Ref leaf = next_of(iterator_);
     if (!leaf) {
-        if (PyErr_Occurred()) throw PythonError{};
         if (!counts_) raise(PyExc_ValueError, "Too few leaves for PyTreeSpec.");
         raise_too_few(expected_, got_);
     }
@@ -94,12 +93,9 @@ void IteratorSource::take(std::uint32_t count, ObjectStack& stack) {
 }
 
 void IteratorSource::finish() {
-    const Ref extra = Ref::steal(calling_python([&] { return PyIter_Next(iterator_); }));
-    if (extra) {
-        if (!counts_) raise(PyExc_ValueError, "Too many leaves for PyTreeSpec.");
-        raise_too_many(expected_, "at least ", static_cast<Py_ssize_t>(expected_) + 1);
-    }
-    if (PyErr_Occurred()) throw PythonError{};
+    if (!next_of(iterator_)) return;
+    if (!counts_) raise(PyExc_ValueError, "Too many leaves for PyTreeSpec.");
+    raise_too_many(expected_, "at least ", static_cast<Py_ssize_t>(expected_) + 1);
 }
 
 Ref unflatten_iterable(State& state, const TreeView& tree, PyObject* leaves) {
