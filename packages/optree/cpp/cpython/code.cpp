@@ -13,13 +13,12 @@ bool try_code() {
     const Owned its_globals = must(PyObject_GetAttrString(function.get(), "__globals__"));
     const Owned weakref = must(PyWeakref_NewRef(function.get(), nullptr));
     const Owned method = must(PyStaticMethod_New(function.get()));
-    WeakTarget target;
-    target.set(weakref.get());
     const Owned answer = must(PyObject_CallFunction(function.get(), "ii", 2, 3));
     return PyFunction_Check(function.get()) && code_of(function.get()) == code.get() &&
            globals_of(function.get()) == its_globals.get() && parameters_of(code.get()) == 2 &&
            size_of_closure(function.get()) == 1 &&
-           held_by_closure(function.get(), 0) == answer.get() && target.get() == function.get() &&
+           held_by_closure(function.get(), 0) == answer.get() &&
+           target_of(weakref.get()) == function.get() &&
            callable_of_static(method.get()) == function.get();
 }
 

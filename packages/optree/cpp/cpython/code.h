@@ -6,32 +6,12 @@
 
 namespace optree {
 
-// The referent of a weak reference, or null if it is gone. With the interpreter lock the referent
-// stays alive until Python code runs. Without the lock it stays alive as long as this object.
-class WeakTarget {
-  public:
-    WeakTarget() noexcept = default;
-    WeakTarget(const WeakTarget&) = delete;
-    WeakTarget& operator=(const WeakTarget&) = delete;
-#if defined(Py_GIL_DISABLED)
-    ~WeakTarget() { Py_XDECREF(object_); }
-    void set(PyObject* weakref) noexcept {
-        Py_XDECREF(object_);
-        object_ = nullptr;
-        PyWeakref_GetRef(weakref, &object_);
-    }
-#else
-    void set(PyObject* weakref) noexcept {
-        PyObject* target = reinterpret_cast<PyWeakReference*>(weakref)->wr_object;
-        object_ = target != Py_None ? target : nullptr;
-    }
-#endif
-    PyObject* get() const noexcept { return object_; }
-    explicit operator bool() const noexcept { return object_ != nullptr; }
-
-  private:
-    PyObject* object_ = nullptr;
-};
+// The referent of a weak reference, or null if it is gone. Only valid with the interpreter lock, and
+// until Python code runs.
+OPTREE_INLINE PyObject* target_of(PyObject* weakref) noexcept {
+    PyObject* target = reinterpret_cast<PyWeakReference*>(weakref)->wr_object;
+    return target != Py_None ? target : nullptr;
+}
 
 // The function that a staticmethod wraps; null for an object of another class.
 OPTREE_INLINE PyObject* callable_of_static(PyObject* method) noexcept {

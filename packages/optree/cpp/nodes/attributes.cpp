@@ -50,6 +50,7 @@ std::unique_ptr<Attributes> Attributes::parse(PyObject* description) {
     }
     if (items[4] != Py_None) made->is_plain = Ref::borrow(items[4]);
     if (items[5] != Py_None) made->placeholder = Ref::borrow(items[5]);
+    made->str_init = checked(PyUnicode_InternFromString("__init__"));
     return made;
 }
 
@@ -105,13 +106,13 @@ Ref contents_of_closure(PyObject* function) {
 
 }  // namespace
 
-bool PlainInit::holds(PyTypeObject* cls) const noexcept {
+bool PlainInit::holds(PyTypeObject* cls, PyObject* function) const noexcept {
     if (cls->tp_new != PyBaseObject_Type.tp_new || cls->tp_init != tp_init) return false;
-    WeakTarget function;
-    function.set(init.get());
-    if (!function || code_of(function.get()) != code.get()) return false;
+    if (function == nullptr || !PyFunction_Check(function) || code_of(function) != code.get()) {
+        return false;
+    }
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(cells.get()); ++i) {
-        if (held_by_closure(function.get(), i) != PyTuple_GET_ITEM(cells.get(), i)) return false;
+        if (held_by_closure(function, i) != PyTuple_GET_ITEM(cells.get(), i)) return false;
     }
     return true;
 }
@@ -125,11 +126,20 @@ int Attributes::traverse(visitproc visit, void* arg) const {
 bool Attributes::makes_plainly(PyTypeObject* cls) {
     if (!is_plain || !calls_plainly(Py_TYPE(cls))) return false;
     const unsigned int version = compat::type_version(cls);
+    // With the interpreter lock the function is read from the weak reference. Without the lock
+    // another thread may drop it at any time, and the section may not own it: destroying it would
+    // run Python code.
+    Ref asked;
+    if (compat::kFreeThreaded) {
+        asked = attribute_of(reinterpret_cast<PyObject*>(cls), str_init.get());
+    }
     {
         const ReaderSection section;
         const PlainInit& known = plain.peek();
         if (OPTREE_LIKELY(known.version == version && version != 0)) {
-            return known.yes && known.holds(cls);
+            return known.yes &&
+                   known.holds(cls,
+                               compat::kFreeThreaded ? asked.get() : target_of(known.init.get()));
         }
     }
     return decide(cls);
@@ -139,7 +149,7 @@ bool Attributes::decide(PyTypeObject* cls) {
     PyObject* cls_object = reinterpret_cast<PyObject*>(cls);
     auto made = std::make_unique<PlainInit>();
     // A look-up assigns a version to the class if it has none.
-    const Ref init = checked(PyObject_GetAttrString(cls_object, "__init__"));
+    const Ref init = attribute_of(cls_object, str_init.get());
     made->version = compat::type_version(cls);
     made->tp_init = cls->tp_init;
     if (PyFunction_Check(init.get())) {
@@ -150,7 +160,7 @@ bool Attributes::decide(PyTypeObject* cls) {
             calling_python([&] { return PyObject_CallOneArg(is_plain.get(), cls_object); }));
         // If the class changed since the look-up, either the version differs or `holds` fails.
         made->yes = answer.get() == Py_True && made->version == compat::type_version(cls) &&
-                    made->holds(cls);
+                    made->holds(cls, init.get());
     }
     const bool yes = made->yes;
     if (made->version == 0) return yes;

@@ -21,8 +21,8 @@ struct PlainInit {
     Ref code;   // its code
     Ref cells;  // a tuple of the contents of its closure cells
 
-    // Whether `__init__` is unchanged.
-    bool holds(PyTypeObject* cls) const noexcept;
+    // Whether `__init__`, of which `function` is the present value, is unchanged.
+    bool holds(PyTypeObject* cls, PyObject* function) const noexcept;
 };
 
 struct Attributes {
@@ -32,6 +32,7 @@ struct Attributes {
     Ref is_plain;     // is_plain(cls): whether `__init__` only sets them; null: it does more
     Ref placeholder;  // a default that `__init__` replaces by another value; null: none
     std::vector<std::uint32_t> order;  // of setting them: indices into children, then metadata
+    Ref str_init;                      // "__init__"
     Lock lock;                         // held while `plain` is changed
     Published<PlainInit> plain;
 
