@@ -601,6 +601,24 @@ def test_merging_refuses_custom_nodes_of_different_classes() -> None:
         pair.broadcast_to_common_suffix(ring)
 
 
+@pytest.mark.parametrize("many", ["leaves", "nodes", "slots"])
+def test_a_composition_that_is_too_large_is_refused_before_it_is_built(many: str) -> None:
+    class Node:
+        pass
+
+    width = 2**15 if many == "slots" else 2**16
+    optree.register_pytree_node(Node, lambda _: ((), None), lambda *_: Node(), namespace="wide")
+    inner: list[Any] = {
+        "leaves": [0] * width,
+        "nodes": [()] * width,
+        "slots": [Node()] * (width * 3 // 2),  # three for each node
+    }[many]
+    outer = structure([0] * width)
+    with pytest.raises(OverflowError, match="at most 4294967294 leaves and as many nodes"):
+        outer.compose(structure(inner, namespace="wide"))
+    optree.unregister_pytree_node(Node, namespace="wide")
+
+
 def test_compose() -> None:
     outer, inner = structure({"b": 0, "a": None}), structure([0, (0,)])
     assert repr(outer.compose(inner)) == "PyTreeSpec({'a': None, 'b': [*, (*,)]})"

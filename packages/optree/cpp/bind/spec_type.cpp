@@ -27,7 +27,7 @@ OPTREE_INLINE PyObject* method(PyObject* self, Body&& body) {
 }
 
 Ref boolean(bool value) { return Ref::borrow(value ? Py_True : Py_False); }
-Ref size(std::size_t value) { return checked(PyLong_FromSize_t(value)); }
+Ref size(std::uint64_t value) { return checked(PyLong_FromUnsignedLongLong(value)); }
 
 // ---- properties
 
@@ -298,7 +298,12 @@ Py_hash_t spec_hash_slot(PyObject* self) {
     }
 }
 
-Py_ssize_t spec_length(PyObject* self) { return as_spec(self).tree.leaves; }
+Py_ssize_t spec_length(PyObject* self) {
+    const std::uint64_t leaves = as_spec(self).tree.leaves;
+    if (leaves <= std::uint64_t{PY_SSIZE_T_MAX}) return static_cast<Py_ssize_t>(leaves);
+    PyErr_SetString(PyExc_OverflowError, "the number of leaves exceeds sys.maxsize");
+    return -1;
+}
 
 PyObject* spec_compare(PyObject* self, PyObject* other, int op) {
     State& state = state_of(as_spec(self));

@@ -92,8 +92,9 @@ Ref make_layout_in_order(LayoutTypes types, PyObject* const* inserted, std::size
                          const std::uint32_t* order, bool sorted) {
     const std::uint32_t count = checked_count(size);
     const bool atomic = all_atomic(inserted, size);
-    static_assert(2 * sizeof(std::uint32_t) <= sizeof(PyObject*));
-    const std::size_t words = order != nullptr ? 3 * size : size;
+    constexpr std::size_t places =
+        (2 * sizeof(std::uint32_t) + sizeof(PyObject*) - 1) / sizeof(PyObject*);
+    const std::size_t words = order != nullptr ? (2 + places) * size : size;
     const auto extra = static_cast<Py_ssize_t>(words);
     auto* layout = atomic ? PyObject_NewVar(KeyLayout, types.atomic, extra)
                           : PyObject_GC_NewVar(KeyLayout, types.loose, extra);

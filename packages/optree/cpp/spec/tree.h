@@ -16,22 +16,24 @@ struct Tree {
     SlotTable slots;           // in node order: node i owns slots[payload, payload + slot_count)
     std::uint32_t leaves = 0;  // number of leaf tokens
 
-    std::size_t num_nodes() const noexcept { return nodes.size() + leaves; }
+    std::uint64_t num_nodes() const noexcept { return std::uint64_t{leaves} + nodes.size(); }
     bool is_leaf() const noexcept { return nodes.empty() && leaves == 1; }
     const Node& root() const noexcept { return nodes.back(); }
     std::size_t num_children() const noexcept { return nodes.empty() ? 0 : root().arity; }
 };
 
-// The maximum number of leaves in a tree, and of internal nodes.
-inline constexpr std::size_t kMaxLeaves = std::numeric_limits<std::uint32_t>::max() - 1;
+// The maximum number of leaves in a tree, of internal nodes, and of payload slots.
+inline constexpr std::uint64_t kMaxCount = std::numeric_limits<std::uint32_t>::max() - 1;
 
 // Separate from the check so that the check is inlined.
 [[noreturn]] inline void raise_too_many() {
     throw std::length_error("a tree holds at most 4294967294 leaves and as many nodes");
 }
 
-inline std::uint32_t checked_count(std::size_t count) {
-    if (count > kMaxLeaves) raise_too_many();
+// A count that was computed with 64 bits on every platform: a spec of a few megabytes can have as
+// many leaves as fit.
+inline std::uint32_t checked_count(std::uint64_t count) {
+    if (count > kMaxCount) raise_too_many();
     return static_cast<std::uint32_t>(count);
 }
 
@@ -104,6 +106,13 @@ inline Subtree subtree_at(const Cursor& cursor) noexcept {
     return {after.node_end, cursor.node_end, after.leaf_end, cursor.leaf_end - after.leaf_end};
 }
 
+// The number of payload slots of a subtree.
+inline std::uint64_t slots_of_part(const Tree& tree, const Subtree& part) noexcept {
+    if (part.is_leaf()) return 0;
+    const Node& last = part.root(tree);
+    return last.payload + slot_count(last.kind) - tree.nodes[part.first_node].payload;
+}
+
 // The subtrees of the children of `parent` (an internal subtree), from first to last.
 template <std::size_t N>
 void children_of(const Tree& tree, const Subtree& parent, Stack<Subtree, N>& out) {
@@ -125,15 +134,15 @@ class Builder {
 
     void leaf() {
         starts_.push_back({tree_.leaves, nodes()});
-        tree_.leaves = checked_count(std::size_t{tree_.leaves} + 1);
+        tree_.leaves = checked_count(std::uint64_t{tree_.leaves} + 1);
     }
 
     void close(Kind kind, std::uint32_t arity) {
         if (arity > starts_.size()) throw std::logic_error("post-order closes more than it opened");
         Start start = arity != 0 ? starts_[starts_.size() - arity] : Start{tree_.leaves, nodes()};
         starts_.resize(starts_.size() - arity);
-        const auto payload = static_cast<std::uint32_t>(tree_.slots.size() - slot_count(kind));
-        const std::uint32_t span = checked_count(std::size_t{nodes()} - start.node + 1);
+        const std::uint32_t payload = checked_count(tree_.slots.size() - slot_count(kind));
+        const std::uint32_t span = checked_count(tree_.nodes.size() + 1) - start.node;
         tree_.nodes.push_back(
             {kind, payload, arity, tree_.leaves - start.leaf, span, tree_.leaves});
         starts_.push_back(start);
@@ -145,7 +154,9 @@ class Builder {
     void append(const Tree& from, const Subtree& part, CopySlot&& copy_slot) {
         const Start start{tree_.leaves, nodes()};
         const std::uint32_t leaf_base = tree_.leaves - part.first_leaf;  // may wrap and wrap back
-        checked_count(std::size_t{tree_.leaves} + part.leaves);
+        checked_count(std::uint64_t{tree_.leaves} + part.leaves);
+        checked_count(std::uint64_t{nodes()} + part.last_node - part.first_node);
+        checked_count(tree_.slots.size() + slots_of_part(from, part));
         for (std::uint32_t i = part.first_node; i < part.last_node; ++i) {
             Node node = from.nodes[i];
             const std::size_t count = slot_count(node.kind);

@@ -70,10 +70,10 @@ class Scratch {
     T& operator[](std::size_t index) noexcept { return data_[index]; }
 
     OPTREE_INLINE void reserve(std::size_t extra) {
-        if (OPTREE_UNLIKELY(extra > capacity_ - size_)) grow(size_ + extra);
+        if (OPTREE_UNLIKELY(extra > capacity_ - size_)) grow(extra);
     }
     OPTREE_INLINE void push(const T& value) {
-        if (OPTREE_UNLIKELY(size_ == capacity_)) grow(size_ + 1);
+        if (OPTREE_UNLIKELY(size_ == capacity_)) grow(1);
         data_[size_++] = value;
     }
     // The caller must have reserved room.
@@ -110,7 +110,9 @@ class Scratch {
         }
     }
 
-    OPTREE_NOINLINE void grow(std::size_t needed) {
+    OPTREE_NOINLINE void grow(std::size_t extra) {
+        if (extra > PTRDIFF_MAX / sizeof(T) - size_) throw std::bad_alloc();
+        const std::size_t needed = size_ + extra;
         std::size_t capacity = capacity_ * 2 > needed ? capacity_ * 2 : needed;
         if (capacity > PTRDIFF_MAX / sizeof(T)) throw std::bad_alloc();
         void* data = nullptr;

@@ -121,15 +121,35 @@ void closing_more_than_is_open_is_refused() {
     CHECK(refused);
 }
 
-void too_many_leaves_are_refused() {
-    CHECK_EQUAL(checked_count(kMaxLeaves), static_cast<std::uint32_t>(kMaxLeaves));
-    bool refused = false;
+template <class Call>
+bool refuses(Call&& call) {
     try {
-        checked_count(kMaxLeaves + 1);
+        call();
     } catch (const std::length_error&) {
-        refused = true;
+        return true;
     }
-    CHECK(refused);
+    return false;
+}
+
+void counts_that_do_not_fit_are_refused() {
+    CHECK_EQUAL(checked_count(kMaxCount), static_cast<std::uint32_t>(kMaxCount));
+    CHECK(refuses([] { checked_count(kMaxCount + 1); }));
+    CHECK(refuses([] { checked_count(std::uint64_t{1} << 32); }));  // 0 in 32 bits
+}
+
+void copying_more_than_fits_is_refused() {
+    Tree leaves;
+    leaves.leaves = static_cast<std::uint32_t>(kMaxCount);
+    Tree slots = tree_of("{{*}}");
+    slots.nodes.back().payload = static_cast<std::uint32_t>(kMaxCount);
+    for (const Tree* many : {&leaves, &slots}) {
+        Tree tree;
+        Builder build(tree);
+        build.leaf();
+        CHECK(refuses([&] { build.append(*many, whole(*many), [](Slot slot) { return slot; }); }));
+        CHECK_EQUAL(tree.leaves, 1U);
+        CHECK(tree.nodes.empty() && tree.slots.empty());
+    }
 }
 
 }  // namespace
@@ -144,6 +164,7 @@ int main() {
     a_copied_subtree_reads_like_the_original();
     payloads_stay_with_their_nodes();
     closing_more_than_is_open_is_refused();
-    too_many_leaves_are_refused();
+    counts_that_do_not_fit_are_refused();
+    copying_more_than_fits_is_refused();
     return 0;
 }

@@ -140,8 +140,10 @@ PyObject* merged_namespace(const SpecObject& a, const SpecObject& b) {
 Ref spec_compose(const SpecObject& outer, const SpecObject& inner) {
     require_same_none(outer, inner);
     PyObject* name = merged_namespace(outer, inner);
-    checked_count(std::size_t{outer.tree.leaves} * inner.tree.leaves);
-    checked_count(outer.tree.nodes.size() + outer.tree.leaves * inner.tree.nodes.size());
+    const std::uint64_t copies = outer.tree.leaves;
+    checked_count(copies * inner.tree.leaves);
+    checked_count(outer.tree.nodes.size() + copies * inner.tree.nodes.size());
+    checked_count(outer.tree.slots.size() + copies * inner.tree.slots.size());
     TreeOwner owner;
     Builder build(owner.tree);
     visit_tokens(

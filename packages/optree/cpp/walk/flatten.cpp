@@ -184,6 +184,7 @@ void Flattening::run(PyObject* tree, bool keep_leaves) {
     }
     checked_count(count_);
     checked_count(nodes_.size());
+    checked_count(slots_.size());
 }
 
 Ref Flattening::take_spec() {

@@ -156,7 +156,7 @@ Ref spec_getstate(const SpecObject& spec, bool for_pickle) {
     // Collected outside a tuple: hashing keys may run Python code, which must not see a partly
     // filled tuple.
     ObjectStack states;
-    states.reserve(spec.tree.num_nodes());
+    states.reserve(static_cast<std::size_t>(spec.tree.num_nodes()));
     // Nodes with equal states share one object, which pickle writes once. Makes dumping and loading
     // 3x to 10x faster (benchmarks/optree).
     const Ref leaf = node_state(kLeafKind, 0, nullptr, 1, 1, for_pickle);

@@ -51,7 +51,7 @@ class Transformer {
                   static_cast<Py_ssize_t>(node.arity), result.get(), input.get());
         }
         if (made.nodes.empty() || made.num_children() != node.arity ||
-            made.num_nodes() != std::size_t{node.arity} + 1) {
+            made.num_nodes() != std::uint64_t{node.arity} + 1) {
             raise(
                 PyExc_ValueError,
                 "Expected the PyTreeSpec transform function returns a one-level PyTreeSpec as the "
