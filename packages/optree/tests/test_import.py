@@ -28,6 +28,14 @@ def test_importing_imports_nothing_that_few_need() -> None:
     assert not found & LATE
 
 
+@pytest.mark.differs_from_published
+def test_a_replaced_defaultdict_is_refused() -> None:
+    program = "import collections, typing; collections.defaultdict = list; import optree"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 1, run.stderr
+    assert "expected collections.defaultdict to be a dict class, got <class 'list'>" in run.stderr
+
+
 @pytest.mark.skipif(
     not (3, 11) <= sys.version_info < (3, 16)
     or optree._C.Py_GIL_DISABLED

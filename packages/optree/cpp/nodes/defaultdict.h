@@ -8,7 +8,17 @@ namespace optree {
 
 struct DefaultDict : DictKind<DefaultDict> {
     static constexpr const char* kName = "defaultdict";
-    static Ref find_class() { return attribute_of_module("collections", "defaultdict"); }
+    static Ref find_class() {
+        Ref cls = attribute_of_module("collections", "defaultdict");
+        const bool is_dict = PyType_Check(cls.get()) &&
+                             PyType_FastSubclass(reinterpret_cast<PyTypeObject*>(cls.get()),
+                                                 Py_TPFLAGS_DICT_SUBCLASS);
+        if (!is_dict) {  // a program may have replaced it
+            raise(PyExc_TypeError, "expected collections.defaultdict to be a dict class, got %R",
+                  cls.get());
+        }
+        return cls;
+    }
     template <class Visitor>
     static std::uint32_t visit(Context& context, PyObject* object, Visitor& visitor, Ref* slots) {
         slots[0] = attribute_of(object, context.state.str_default_factory.get());
