@@ -123,6 +123,19 @@ def test_gradient_inside_a_vmap_over_a_closure():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_batch_without_entries_is_refused(name):
+    solver, none = SOLVERS[name], torch.zeros(0, 2, 2, dtype=torch.float64)
+    calls = (
+        lambda: torch.func.vmap(lambda b: solver(lambda v: A @ v, b))(none[..., 0]),
+        lambda: torch.func.vmap(lambda M: solver(lambda v: M @ v, B))(none),
+        lambda: torch.func.vmap(torch.func.grad(lambda M: solver(lambda v: M @ v, B).sum()))(none),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="batch of at least one entry"):
+            call()
+
+
 def test_linalg_cg_on_matrices_trees_and_callables():
     expected = torch.linalg.solve(A, B)
     torch.testing.assert_close(cg(A, B, rtol=1e-12), expected)

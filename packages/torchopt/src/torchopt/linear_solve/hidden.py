@@ -29,7 +29,7 @@ from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.operator import FlatMap, LinearOperator, transpose_linear
 from torchopt.linear_solve.result import report_failure
 from torchopt.precision import present_autocast, without_autocast
-from torchopt.tree_function import apply_rule, is_tracked
+from torchopt.tree_function import apply_rule, is_tracked, require_entries_of_vmaps
 
 if TYPE_CHECKING:
     from torchopt.linear_solve.solver import Solver
@@ -95,6 +95,7 @@ def solve_closure(solver: Solver, matvec: Callable[[Any], Any], b: Any) -> Any:
             f"linear solver: matvec: expected a function of a tree like b, got "
             f"{type(matvec).__name__}; for a matrix, call linear_solve(A, b, solver)"
         )
+    require_entries_of_vmaps()
     layout = Layout.of(b, "linear solver: b")
     rhs = layout.ravel(b)
     matvec = present_autocast()(matvec)

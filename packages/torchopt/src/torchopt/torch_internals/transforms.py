@@ -34,6 +34,7 @@ __all__ = [
     "in_dispatch_mode",
     "in_forward_mode",
     "in_forward_mode_of_this_thread",
+    "in_vmap_of_nothing",
     "inner_transforms_are_vmaps",
     "is_batched",
     "is_batched_backward",
@@ -260,6 +261,13 @@ def inner_transforms_are_vmaps(count: int) -> bool:
     """Return whether all transforms are vmaps, apart from the outermost `count`."""
     stack = _functorch.get_interpreter_stack() or []
     return all(level.key() == _functorch.TransformType.Vmap for level in stack[count:])
+
+
+def in_vmap_of_nothing() -> bool:
+    """Return whether a vmap around the caller has a batch without entries."""
+    stack = _functorch.get_interpreter_stack() or []
+    vmaps = (level for level in stack if level.key() == _functorch.TransformType.Vmap)
+    return any(_functorch.CVmapInterpreterPtr(level).batchSize() == 0 for level in vmaps)
 
 
 def _has_derivative(x: Tensor) -> bool:

@@ -22,6 +22,7 @@ from torchopt.tree_function.lists import (
     are_unfollowed,
     max_over_batch,
     placed_like,
+    require_entries_of_vmaps,
 )
 from torchopt.tree_function.modes import derivatives_wanted, forward_modes, linearize, uncompiled
 from torchopt.tree_function.operation import Operation, apply_operation
@@ -60,5 +61,6 @@ __all__ = [
     "max_over_batch",
     "placed_like",
     "plain_entry",
+    "require_entries_of_vmaps",
     "uncompiled",
 ]

@@ -13,6 +13,7 @@ from torchopt.torch_internals import (
     any_watched,
     foreach_add,
     in_forward_mode,
+    in_vmap_of_nothing,
     is_traced,
     is_transforming,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "max_over_batch",
     "placed_like",
     "require_entries",
+    "require_entries_of_vmaps",
 ]
 
 
@@ -115,6 +117,12 @@ def require_entries(size: int) -> None:
             "a solver under torch.func.vmap: expected a batch of at least one entry, got one "
             "without entries; leave the call out for an empty batch."
         )
+
+
+def require_entries_of_vmaps() -> None:
+    """Raise inside a vmap over a batch without entries."""
+    if is_transforming() and in_vmap_of_nothing():
+        require_entries(0)
 
 
 class _MaxOverBatch(torch.autograd.Function):
