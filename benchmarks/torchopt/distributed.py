@@ -483,7 +483,13 @@ def run_world(backend: str, size: int, setting: Setting) -> dict[str, Any]:
 
     main = program.MAINS[backend]
     theirs = program.Setting(**asdict(setting))
-    return slowest(todist.spawn(main, size, (theirs,), start_method="forkserver", timeout=900))
+    return slowest(spawned(main, size, theirs))
+
+
+def spawned(main: Callable[..., Any], size: int, setting: Any) -> list[Any]:
+    """Return the results of a world whose processes, even a single one, have one thread each."""
+    one = {"OMP_NUM_THREADS": "1"}
+    return todist.spawn(main, size, (setting,), env=one, start_method="forkserver", timeout=900)
 
 
 def measure(setting: Setting, rounds: int, sizes: list[int]) -> dict[str, Any]:
@@ -493,7 +499,7 @@ def measure(setting: Setting, rounds: int, sizes: list[int]) -> dict[str, Any]:
     runs: dict[str, Any] = {}
     theirs = program.Setting(**asdict(setting))
     for number in range(rounds):
-        alone = todist.spawn(program.run_sequential, 1, (theirs,), start_method="forkserver")[0]
+        (alone,) = spawned(program.run_sequential, 1, theirs)
         keep(runs, "sequential", alone)
         for backend in MAINS:
             for size in sizes:
