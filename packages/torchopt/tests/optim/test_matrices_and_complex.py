@@ -104,6 +104,7 @@ COMPLEX = {
     "adadelta": ({"lr": 1.0}, torch.optim.Adadelta),
     "rmsprop": ({"lr": 0.05, "centered": True, "momentum": 0.9}, torch.optim.RMSprop),
     "radam": ({"lr": 0.05, "eps": 1e-8}, torch.optim.RAdam),
+    "rprop": ({"lr": 0.05}, torch.optim.Rprop),
 }
 
 
@@ -125,3 +126,30 @@ def test_complex_parameters_are_pairs_of_real_ones_as_in_torch(name: str) -> Non
     got = run(lambda params: ROWS[name].classic(params, **settings))
     expected = run(lambda params: twin(params, foreach=False, **settings))
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+STARTS = {
+    "adagrad": "initial_accumulator_value",
+    "rmsprop": "initial_scale",
+    "rprop": "lr",
+    "yogi": "initial_accumulator",
+}
+
+
+@pytest.mark.parametrize("name", sorted(STARTS))
+def test_both_parts_of_a_complex_number_start_alike(name: str) -> None:
+    """The initial value of a state is that of the imaginary part too, and so is its derivative."""
+    found = []
+    for as_pairs in (False, True):
+        h = torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
+        optimizer = getattr(torchopt, name)(**{"lr": 0.05, STARTS[name]: h})
+        z = torch.tensor([0.5 - 0.2j, 1.5 + 0.7j], dtype=torch.complex128)
+        p = torch.view_as_real(z).clone() if as_pairs else z
+        state = optimizer.init(p)
+        for _ in range(3):
+            u, state = optimizer.update(p * 2, state, params=p, inplace=False)
+            p = p + u
+        p = p if as_pairs else torch.view_as_real(p)
+        found.append((p, *torch.autograd.grad(p.square().sum(), h)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+    assert found[0][1] != 0
