@@ -102,6 +102,33 @@ def test_copies_of_parameters_lose_no_small_steps(name: str, start: float) -> No
     assert (ends[1] - ends[0]).norm() < 0.1 * moved
 
 
+MATRICES: dict[str, Any] = {
+    "shampoo": lambda: torchopt.shampoo(0.05),
+    "soap": lambda: torchopt.soap(0.05),
+    "psgd": lambda: torchopt.psgd(0.05),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_matrices_are_no_codes(name: str) -> None:
+    """Codes of a statistic may have negative eigenvalues, whose roots are NaN."""
+    generator = torch.Generator().manual_seed(0)
+    start, target = torch.randn(2, 64, 64, generator=generator, dtype=torch.float64)
+    ends = []
+    for coded in (False, True):
+        p = start.clone().requires_grad_()
+        optimizer = torchopt.Optimizer([p], MATRICES[name](), in_8_bits=coded)
+        for _ in range(8):
+            p.grad = p.detach() - target
+            optimizer.step()
+        ends.append(p.detach())
+        (state,) = optimizer.state_groups
+        leaves = tree_leaves(state, is_leaf=lambda x: isinstance(x, Quantized))
+        assert all(not isinstance(x, Quantized) or x.codes.shape == p.shape for x in leaves)
+    # The moments of SOAP differ much in size from one eigenvector to the next.
+    assert (ends[1] - ends[0]).norm() < 0.2 * (ends[0] - start).norm()
+
+
 def test_schedule_free_averages_are_found_among_codes() -> None:
     params = {"w": torch.randn(64, 64), "b": torch.zeros(3)}
     inner = torchopt.schedule_free_adamw(0.1)

@@ -32,6 +32,7 @@ class ScaleByPsgdState(NamedTuple):
     mu: Any
     factors: Any
     count: Any
+    matrices = ("factors",)  # see in_8_bits
 
 
 @dataclass(frozen=True)

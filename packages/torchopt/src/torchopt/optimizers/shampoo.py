@@ -35,6 +35,7 @@ class ScaleByShampooState(NamedTuple):
     statistics: Any
     roots: Any
     t: Any
+    matrices = ("statistics", "roots")  # see in_8_bits
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class ScaleBySoapState(NamedTuple):
     bases: Any
     t: Any
     count: Any
+    matrices = ("statistics", "bases")  # see in_8_bits
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class InEightBits(Wrapper):
         return quantize(x, self.block_size) if self._is_large(x) else x
 
     def init(self, params: Any) -> Any:
-        """Return the state of `inner`, encoded except for copies of the parameters."""
+        """Return the state of `inner`, encoded except for matrices and copies of parameters."""
         large = [x for x in tree_leaves(params) if isinstance(x, Tensor)]
         large = [x for x in large if x.numel() >= self.min_size]
         require_whole(large, "in_8_bits", "give whole tensors, or keep the states as they are")
@@ -114,12 +114,14 @@ class InEightBits(Wrapper):
         with torch.inference_mode(False), torch.enable_grad():
             state = self.inner.init(watched)
 
+        matrices = _matrices(state)
+
         def start(x: Any) -> Any:
             if not isinstance(x, Tensor):
                 return x
             origins = _origins(x, known)
             _require_constants([p for p in origins if not _is_trained(p)], DIFFERENTIATED)
-            if origins:
+            if origins or id(x) in matrices:
                 return x.detach()
             return self._coded(x if keeps_graph or x.grad_fn is None else x.detach())
 
@@ -168,6 +170,16 @@ def _origins(x: Tensor, known: dict[int, Any]) -> list[Any]:
     return [known[id(leaf)] for leaf in leaves if id(leaf) in known]
 
 
+def _matrices(state: Any) -> set[int]:
+    """Return the ids of the tensors in fields that the class of a state calls `matrices`."""
+
+    def has_matrices(x: Any) -> bool:
+        return hasattr(type(x), "matrices")
+
+    nodes = filter(has_matrices, tree_leaves(state, is_leaf=has_matrices))
+    return {id(x) for node in nodes for f in type(node).matrices for x in getattr(node, f)}
+
+
 def _is_trained(p: Any) -> bool:
     return isinstance(p, Tensor) and p.is_leaf and not is_transforming()
 
@@ -191,6 +203,8 @@ def in_8_bits(
 
     Copies of the parameters in a state, such as the iterates of schedule-free optimizers and the
     slow weights of lookahead, stay as they are: steps smaller than the error would be lost in them.
+    So do the matrices of Shampoo, SOAP and PSGD, which would no longer be positive definite,
+    orthogonal or triangular.
 
     Codes have no derivative: use it for steps in place. A differentiated step raises.
 
