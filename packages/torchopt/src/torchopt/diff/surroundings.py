@@ -198,7 +198,9 @@ class Surroundings:
         self._watched: list[tuple[str, Tensor, int]] = []
         self._search(first=True)
         named = () if self.is_sealed else self._tensors
-        self._begun = [(name, x, x._version) for name, x in named if not x.is_inference()]
+        buffers = {id(b) for module in self._modules for b in module._buffers.values()}
+        named = [(name, x) for name, x in named if id(x) not in buffers and not x.is_inference()]
+        self._begun = [(name, x, x._version) for name, x in named]
         self._constant: set[int] = set()  # tensors that the function was seen not to change
         for _, found in () if beside is None else captured(beside, object):
             self._sources += sources(found)

@@ -81,6 +81,87 @@ def test_a_budget_that_cannot_be_met_says_what_can() -> None:
     assert peak(5, least[1]) <= int(least[1][:-3]) * 2**10
 
 
+class WithBuffer(nn.Module):
+    """A layer that writes to a buffer larger than its parameters."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 8)
+        self.register_buffer("seen", torch.zeros(20_000))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(1.0)
+        out: Tensor = self.layer(x) * self.seen[0]
+        return out
+
+
+def with_aux(p: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    return loss_of(p, batch), torch.tanh(batch[0] @ p["a"]).repeat(4, 4)
+
+
+GROWING = [(draw(8 * t, 32, seed=t), draw(8 * t, 8, seed=t + 9)) for t in range(1, 9)]
+WRITING = WithBuffer().double()
+# (loss, parameters, batches)
+LARGE: dict[str, tuple[Any, Any, Any]] = {
+    "batches of several sizes": (loss_of, START, GROWING),
+    "auxiliary outputs": (with_aux, START, [BATCH] * 8),
+    "buffers": (
+        lambda p, b: torchopt.params.functional_call(WRITING, p, b[0]).sub(b[1]).pow(2).mean(),
+        dict(WRITING.named_parameters()),
+        [BATCH] * 8,
+    ),
+}
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("derivative", ["reverse", "mixed", "first_order"])
+@pytest.mark.parametrize("name", LARGE)
+def test_a_budget_counts_all_that_a_run_keeps(
+    name: str, derivative: str, window: int | None
+) -> None:
+    loss, start, batches = LARGE[name]
+
+    def peak(keep: str) -> int:
+        params = {k: x.detach().clone().requires_grad_() for k, x in start.items()}
+        options: dict[str, Any] = {"derivative": derivative, "window": window, "keep": keep}
+        inner = torchopt.inner_loop(loss, torchopt.adam(0.1), steps=8, **options)
+        with CountBytes() as count:
+            result = inner(params, batches=batches)
+            found = (result.params, result.losses, result.aux)
+            total = sum(x.sum() for x in torchopt.tree.tree_leaves(found))
+            total.backward()
+        return count.peak
+
+    with pytest.raises(ValueError, match="expected a budget of at least") as raised:
+        peak("1KiB")
+    for pattern in (r"at least (\d+KiB)", r"with (\d+KiB) every state is kept"):
+        budget = re.search(pattern, str(raised.value))
+        assert budget is not None
+        assert peak(budget[1]) <= (in_bytes(budget[1]) or 0)
+
+
+@pytest.mark.parametrize("execute", ["eager", "trace"])
+def test_a_budget_bounds_what_forward_mode_carries(execute: str) -> None:
+    def peak(keep: str) -> int:
+        lr, eps = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.1, 0.01))
+        inner = torchopt.inner_loop(
+            loss_of, torchopt.adam, steps=3, derivative="forward", keep=keep, execute=execute
+        )
+        inner(START, BATCH, lr=lr, eps=eps)  # what is traced stays
+        with CountBytes() as count:
+            result = inner(START, BATCH, lr=lr, eps=eps)
+            sum((x**2).sum() for x in result.params.values()).backward()  # type: ignore[union-attr]
+        return count.peak
+
+    with pytest.raises(ValueError, match=r"at least \d+KiB.*carries 2 copies") as raised:
+        peak("1KiB")
+    budget = re.search(r"at least (\d+KiB)", str(raised.value))
+    assert budget is not None
+    assert peak(budget[1]) <= (in_bytes(budget[1]) or 0)
+
+
 def test_a_trial_step_leaves_no_trace() -> None:
     module = nn.Sequential(nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).double()
 

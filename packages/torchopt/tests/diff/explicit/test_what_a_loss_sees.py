@@ -67,6 +67,22 @@ class Counting(nn.Module):
         return out
 
 
+class LargeBuffer(nn.Module):
+    """It writes to a buffer that is too large to be copied if it were not one."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, 2)
+        self.register_buffer("table", torch.zeros(2**15))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.table.add_(0.1)
+        out: Tensor = self.last(x) * self.table[0].clone()
+        return out
+
+
 def normalised() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
 
@@ -82,6 +98,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "LSTM": lambda: Recurrent(nn.LSTM),
     "GRU": lambda: Recurrent(nn.GRU),
     "a counter": Counting,
+    "a large buffer": LargeBuffer,
 }
 
 

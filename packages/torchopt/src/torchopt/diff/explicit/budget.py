@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from torchopt.diff.explicit.adjoint import gradient, pull_back_steps, unit_cotangents
 from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.forward import ForwardRun
 from torchopt.diff.explicit.host import is_away
 from torchopt.diff.explicit.memory import CountBytes
 from torchopt.diff.explicit.moments import Moment
@@ -18,7 +23,7 @@ from torchopt.diff.explicit.step import start, update
 from torchopt.diff.explicit.variables import Leaves
 from torchopt.diff.surroundings import Surroundings
 
-__all__ = ["in_bytes", "shown", "snapshots_within"]
+__all__ = ["in_bytes", "require_within", "shown", "snapshots_within"]
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)\s*")
@@ -54,9 +59,12 @@ def snapshots_within(call: Call, budget: str, *, beside: int = 1) -> int:
     """
     room = in_bytes(budget)
     assert room is not None
-    working, state = _measured(call)
+    costs = [_measured(call, step) for step in _forms_of_steps(call)]
+    working, state, seen, results = map(max, zip(*costs))
     steps = call.steps - call.first
-    fixed = working + beside * state
+    # Losses and aux are collected, then stacked; later their stacks have cotangents. The
+    # surroundings of the start are kept too, and those of a step while the next one is reached.
+    fixed = working + beside * state + 2 * call.steps * results + 2 * seen
     # Snapshots on the host take no memory of the device, except the one in use.
     on_host = call.host and any(map(is_away, call.inputs))
     fit = (room - fixed) // state if state else steps
@@ -74,22 +82,72 @@ def snapshots_within(call: Call, budget: str, *, beside: int = 1) -> int:
     return min(int(fit), steps)
 
 
-def _measured(call: Call) -> tuple[int, int]:
-    """Return the bytes of a step with its adjoint, and those of a snapshot."""
+def require_within(run: ForwardRun, budget: str) -> None:
+    """Raise if a run that carries tangents needs more than a budget, as a trial of it shows."""
+    room, call = in_bytes(budget), run.call
+    assert room is not None
+    trial, steps = copy.copy(run), min(2, call.steps)
+    trial.call = replace(call, steps=steps, first=0)
+    seen = Surroundings(call.loss, call.inputs, beside=call.optimizer).retaken(silent=True)
+    with torch.no_grad(), CountBytes() as count, seen.replayed():
+        carry = trial.outputs_with(ForwardRun.evaluate(trial, *call.inputs)).carry.tensors()
+        # Tangents of losses and aux are collected, then stacked.
+        rows = sum(_bytes(row[len(carry) :]) for row in trial.tangents)
+        state = _bytes(carry)
+    later = 2 * rows * (call.steps - steps) // steps
+    needed = count.peak + later + state + _bytes(call.inputs[i] for i in call.wanted)
+    if needed > room:
+        raise ValueError(
+            f"inner_loop: keep: expected a budget of at least {shown(needed)}, got {budget!r}: "
+            f'derivative="forward" carries {len(trial.tangents)} copies of parameters and state, '
+            'one for each scalar that is differentiated; use "reverse" or "mixed", or '
+            "differentiate fewer scalars."
+        )
+
+
+class _Cost(NamedTuple):
+    """Bytes of one step.
+
+    Attributes:
+        working: Of the step with its adjoint.
+        state: Of a snapshot, with the surroundings.
+        seen: Of the surroundings: buffers, and tensors that the loss may write to.
+        results: Of the loss and its aux.
+    """
+
+    working: int
+    state: int
+    seen: int
+    results: int
+
+
+def _forms_of_steps(call: Call) -> list[int]:
+    """Return a step for each different form of its batch."""
+    found: dict[Any, int] = {}
+    for t in range(call.steps):
+        inputs = [call.inputs[h.index] for h in call.batch(t).holes()]
+        found.setdefault(tuple((x.shape, x.dtype) for x in inputs), t)
+    return list(found.values())
+
+
+def _measured(call: Call, step: int) -> _Cost:
     inputs = Leaves(call, call.inputs)
     tensors = inputs.constants
     optimizer = call.optimizer_with(tensors)
-    seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken(silent=True)
+    surroundings = Surroundings(call.loss, tensors, beside=call.optimizer)
     with torch.no_grad(), CountBytes() as count:
+        seen = surroundings.retaken(silent=True)
+        state = copies = count.now
         carry = start(call, optimizer, tensors).detached()
         with seen.replayed():
-            grads, value, aux = gradient(call, carry, tensors, 0)
+            grads, value, aux = gradient(call, carry, tensors, step)
             after = update(call, optimizer, grads, carry).detached()
-        state = sum(x.numel() * x.element_size() for x in after.tensors())
+        state += _bytes(after.tensors())
         kept = None
         if call.derivative != "reverse":
             kept = grads
-            state += sum(g.numel() * g.element_size() for g in grads if g is not None)
+            state += _bytes(g for g in grads if g is not None)
+        results = _bytes([value, *(x for x in aux.leaves if isinstance(x, Tensor))])
         cotangents = unit_cotangents(after, value, aux)
         moment = Moment(carry, seen, kept)
         del carry, grads, kept, after
@@ -97,11 +155,15 @@ def _measured(call: Call) -> tuple[int, int]:
             replace(call, first=0, judge=call.judge and call.judge.again()),
             moment,
             inputs,
-            range(1),
+            range(step, step + 1),
             cotangents,
             seen.replayed,
         )
         del pulled
     # The accumulated cotangents of the inputs live through all steps.
-    sums = sum(call.inputs[i].numel() * call.inputs[i].element_size() for i in call.wanted)
-    return count.peak + 2 * sums, state
+    sums = _bytes(call.inputs[i] for i in call.wanted)
+    return _Cost(count.peak + 2 * sums, state, copies, results)
+
+
+def _bytes(tensors: Iterable[Tensor | None]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors if x is not None)

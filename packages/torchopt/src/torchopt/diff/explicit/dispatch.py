@@ -9,7 +9,7 @@ import sys
 import torch
 
 from torchopt.diff.closure import captured
-from torchopt.diff.explicit.budget import snapshots_within
+from torchopt.diff.explicit.budget import require_within, snapshots_within
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.checks import require_no_differences
 from torchopt.diff.explicit.forward import ForwardRun
@@ -47,7 +47,7 @@ def _is_repeated(call: Call, keep: int | str, execute: str) -> bool:
 
 
 def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
-    budget = isinstance(keep, str) and keep not in ("all", "steps", "reversible")
+    budget = _is_budget(keep)
     if execute in TRACED:
         return _run_traced(call, keep, execute, unroll)
     if is_transforming() or in_forward_mode_of_this_thread():
@@ -65,6 +65,8 @@ def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
             return run.outputs_with(run.evaluate(*call.inputs))
     if call.derivative == "forward":
         run = ForwardRun(call)
+        if budget:
+            require_within(run, str(keep))
     elif reversible:
         run = ReversibleRun(call)
     elif (keep == "all" and call.derivative in ("reverse", "first_order")) or (
@@ -76,6 +78,10 @@ def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
     else:
         run = Run(call, keep, ROOM if keep >= MANY else 0)
     return _swept(run, call)
+
+
+def _is_budget(keep: int | str) -> bool:
+    return isinstance(keep, str) and keep not in ("all", "steps", "reversible")
 
 
 def _is_small(call: Call) -> bool:
@@ -140,6 +146,8 @@ def _run_traced(call: Call, keep: int | str, execute: str, unroll: int) -> Outpu
     run: TracedRun
     if differentiated and call.derivative == "forward":
         run = TracedForwardRun(call, compiled=compiled, keep_gradients=False)
+        if _is_budget(keep):
+            require_within(run, str(keep))
     else:
         run = TracedRun(
             call,

@@ -40,11 +40,15 @@ class _Direction:
 
 
 class ForwardRun(Run):
-    """A run with its tangents; each step is taken once more for each differentiated scalar."""
+    """A run with its tangents; each step is taken once more for each differentiated scalar.
+
+    Attributes:
+        tangents: For each scalar, the tangents of what `evaluate` returned.
+    """
 
     def __init__(self, call: Call, **options: Any) -> None:
         super().__init__(call, 1, **options)
-        self._tangents: list[list[Tensor | None]] = []
+        self.tangents: list[list[Tensor | None]] = []
         scalars = len(self._scalars())
         size = sum(call.inputs[h.index].numel() for h in call.params.holes())
         if scalars > size:
@@ -86,7 +90,7 @@ class ForwardRun(Run):
                     tangents[i].append((tangent_of(value), [tangent_of(x) for x in extra.leaves]))
             found = Outputs.of(call, carry, losses, aux)
             self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
-            self._tangents = [
+            self.tangents = [
                 [*map(tangent_of, dual.tensors()), *self._columns(found, rows)]
                 for dual, rows in zip(duals, tangents)
             ]
@@ -135,7 +139,7 @@ class ForwardRun(Run):
         out: list[Tensor | None] = [None] * len(inputs)
         for i in self.call.wanted:
             out[i] = torch.zeros_like(inputs[i], memory_format=torch.contiguous_format)
-        for (i, k, unit), tangents in zip(self._scalars(), self._tangents):
+        for (i, k, unit), tangents in zip(self._scalars(), self.tangents):
             column = out[i]
             assert column is not None
             for c, tangent in zip(cotangents, tangents):

@@ -293,7 +293,8 @@ def inner_loop(
             step in the first call measures their size. An int: this many states, with as few
             recomputed steps as possible, by binomial checkpointing; from 32 on, several steps are
             differentiated at once as with `"steps"`. A string such as `"64MiB"`: as many states as
-            fit into this budget besides one step, whose memory a trial step measures.
+            fit into this budget besides one step, whose memory a trial step measures. `"forward"`
+            keeps no states, so only a budget matters: if the tangents do not fit, it raises.
             `"reversible"`: only the last state; steps of `torchopt.sgd` with momentum use integers,
             multiples of 2^-44, and are undone to the last bit. The bits that the decay removes from
             a velocity are kept: log2(1 / momentum) bits a step, 0.15 for 0.9. Raises if the loss

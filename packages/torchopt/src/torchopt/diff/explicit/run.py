@@ -297,10 +297,10 @@ class Run:
             if all(b - a <= self._at_once for a, b in itertools.pairwise(places)):
                 yield from self._together(places, end)
                 return
-            yield range(last, last + 1), moments.at(last)
+            yield range(last, last + 1), moments.last(last)
             next(action for action, _ in plan if action == "reverse")
             if last not in self._places():
-                del moments[last]
+                moments.pop(last, None)
         # The plan stores other states in their place; a second backward pass starts from the first.
         self._moments = Moments(call)
         self._moments[call.first] = moments[call.first]

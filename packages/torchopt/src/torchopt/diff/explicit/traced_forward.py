@@ -62,7 +62,7 @@ class TracedForwardRun(ForwardRun, TracedRun):
         carry = with_ints(carry, first)
         found = Outputs.of(call, carry, losses, aux)
         self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
-        self._tangents = [
+        self.tangents = [
             [*_at_tensors(carry, smooth), *self._columns(found, row)]
             for smooth, row in zip(tangents, rows)
         ]
