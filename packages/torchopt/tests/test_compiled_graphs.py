@@ -149,6 +149,48 @@ def test_number_literals_become_constants() -> None:
     assert aten.full.default in found
 
 
+def second_derivative(groups: int, size: int, **options: Any) -> tuple[Any, list[Tensor]]:
+    """Return the derivative of the gradients of a convolution, and its arguments."""
+
+    def convolved(x: Tensor, w: Tensor) -> Tensor:
+        return torch.conv2d(x, w, groups=groups, **options)
+
+    def pulled(x: Tensor, w: Tensor, c: Tensor) -> Any:
+        return torch.func.vjp(convolved, x, w)[1](c)
+
+    def twice(x: Tensor, w: Tensor, c: Tensor, *along: Tensor) -> list[Tensor]:
+        return [*torch.func.vjp(pulled, x, w, c)[1](along)]
+
+    x, w = random(3, 4, size, size), random(6, 4 // groups, 3, 3)
+    return twice, [x, w, convolved(x, w).cos(), x.sin(), w.cos()]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"padding": 1}, 6),
+        ({"stride": 2}, 9),
+        ({"stride": 2, "padding": 1}, 8),
+        ({"dilation": 2, "padding": (1, 2)}, 7),
+    ],
+)
+def test_a_second_derivative_of_a_convolution_has_no_kernels_of_cotangents(
+    options: dict[str, Any], size: int, groups: int
+) -> None:
+    twice, given = second_derivative(groups, size, **options)
+    found = rewritten(twice, *given)
+    assert found.count(aten.convolution.default) == 3  # the cotangent of c, and that of x
+    assert found.count(aten.convolution_backward.default) == 1
+
+
+@pytest.mark.slow
+def test_a_second_derivative_of_a_convolution_is_compiled() -> None:
+    twice, given = second_derivative(2, 6, padding=1)
+    found = compiled_graph(make_fx(twice)(*given), given)([*given])
+    torch.testing.assert_close(list(found), twice(*given), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_images_of_grouped_convolutions_keep_their_layout(groups: int) -> None:
     def pulled(x: Tensor, w: Tensor, c: Tensor) -> list[Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchopt.errors import CompilerError
+from torchopt.torch_internals.convolutions import weight_gradients_restored
 from torchopt.torch_internals.tracing import repeats_removed, writes
 
 __all__ = ["compiled_graph"]
@@ -164,7 +165,8 @@ def _lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> torch.f
             *examples
         )
     made.graph.eliminate_dead_code()
-    repeats_removed(made)
+    if repeats_removed(made) and weight_gradients_restored(made):
+        made = make_fx(made)(*examples)  # for the values of the new nodes
     return made
 
 
