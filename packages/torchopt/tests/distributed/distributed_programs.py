@@ -1257,6 +1257,15 @@ def _size(net: nn.Module) -> Tensor:
 # --- where a world listens ------------------------------------------------------------------------
 
 
+def another_backend() -> str:
+    """Return the error of a main function for the other backend."""
+    other = None if todist.get_backend() == "collective" else "gloo"
+    try:
+        return str(todist.auto_init_rpc(backend=other)(todist.get_rank)())
+    except RuntimeError as error:
+        return str(error)
+
+
 def listening() -> list[str]:
     """Return the addresses and ports at which this process listens in an open world (Linux)."""
     todist.barrier()

@@ -42,6 +42,14 @@ def test_nothing_listens_beyond_the_loopback_interface(standing, backend):
         assert {address.partition(":")[0] for address in addresses} <= set(loopback)
 
 
+@pytest.mark.parametrize(("backend", "kind"), [("gloo", "collective"), ("rpc", "rpc")])
+def test_a_main_function_for_another_backend_than_that_of_the_open_world_raises(
+    standing, backend, kind
+):
+    for told in standing(programs.another_backend, 2, backend=backend):
+        assert f"found one of {kind!r}; leave it first" in told
+
+
 @pytest.mark.parametrize("backend", ["rpc", "gloo"])
 def test_one_program_gives_the_same_gradients_on_every_backend(standing, backend):
     for n in (1, 2, 3):

@@ -221,7 +221,8 @@ def auto_init_rpc(
         timeout: Seconds to wait for other processes, > 0.
 
     Raises:
-        RuntimeError: The environment describes a world of several processes but no address.
+        RuntimeError: The environment describes a world of several processes but no address, or an
+            open world of several processes has the other kind of backend.
 
     Example:
         >>> @auto_init_rpc(backend="collective")
@@ -244,7 +245,10 @@ def auto_init_rpc(
         @record
         @functools.wraps(main)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            opened = _session.current() or _open(backend, rpc_backend_options, timeout)
+            opened = _session.current()
+            if opened is None:
+                opened = _open(backend, rpc_backend_options, timeout)
+            _require_backend(opened, backend)
             try:
                 if worker_init_fn is not None:
                     barrier()
@@ -261,11 +265,25 @@ def auto_init_rpc(
     return decorate
 
 
+def _is_rpc(backend: Any) -> bool:
+    return backend in _RPC_BACKENDS or not isinstance(backend, str)
+
+
+def _require_backend(opened: _session.Session, backend: Any) -> None:
+    """Raise if the main function of an open world expects another kind of backend."""
+    wanted = "rpc" if _is_rpc(backend) else "collective"
+    if opened.world_size > 1 and opened.backend != wanted:
+        raise RuntimeError(
+            f"auto_init_rpc(backend={backend!r}): expected no open world, or one of {wanted!r}, "
+            f"found one of {opened.backend!r}; leave it first, on every process, with "
+            "torchopt.distributed.shutdown()"
+        )
+
+
 def _open(backend: Any, options: Any, timeout: float) -> _session.Session:
     os.environ.update(slurm.adopt(os.environ))  # for torch, too
     world = get_world_info()
-    is_rpc = backend in _RPC_BACKENDS or not isinstance(backend, str)
-    if not is_rpc:
+    if not _is_rpc(backend):
         return _session.open_collective(backend, world.rank, world.world_size, timeout)
     if world.world_size == 1 and backend in _RPC_BACKENDS and options is None:
         return _session.open_local(world.worker_name)
