@@ -293,3 +293,38 @@ def test_tensors_that_a_loss_writes_to_keep_their_identity() -> None:
     found = check_second_order(loss, w)
     assert found is not None
     assert held.dtype == torch.float32
+
+
+class Batched(torch.autograd.Function):
+    """exp for vmap, with a forward mode that returns nothing."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+        return cotangents[0] * ctx.saved_tensors[0].exp()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_an_assertion_of_torch_in_forward_mode_is_reported() -> None:
+    def loss(p: Tensor) -> Tensor:
+        slopes = torch.func.vmap(torch.func.grad(lambda row: Batched.apply(row).sum()))(p)
+        return slopes.sin().sum() + p.sin().sum()
+
+    with pytest.warns(SecondDerivativeWarning, match="refuses to compute it in forward over rev"):
+        found = check_second_order(loss, point(3, 3))
+    assert found is not None
+    assert found.forward is None
+    assert found.reverse == pytest.approx(found.difference, rel=1e-6)

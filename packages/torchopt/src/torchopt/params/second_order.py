@@ -60,7 +60,8 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"_[cp]dist", "write the distances out: (x[:, None] - y).norm(dim=-1)"),
     (
         r"ZeroTensors are immutable",
-        "write the loss in elementary operations, such as (x - y).square().mean() for mse_loss",
+        "write the loss in elementary operations, such as (x - y).square().mean() for mse_loss, as "
+        "torchopt.inner_loop does by itself",
     ),
     (r"weight_norm|WeightNorm", "write the normalisation out: g * v / v.norm(...)"),
     (r"_foreach_", "use the operation on one tensor at a time"),
@@ -319,7 +320,8 @@ def _forward(
         return None if line is None else line.forward()
     except NotJudgedError as reason:
         _warn_of_values(reason)
-    except (RuntimeError, NotImplementedError) as error:
+    # torch asserts that a Function under vmap has tangents.
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
         _warn_of_mode(error)
     return None
 
