@@ -179,6 +179,19 @@ def test_leaves_of_several_dtypes_and_large_ones_are_not_joined() -> None:
     assert not joins(engine, [one, torch.zeros(2**17)])
 
 
+def test_points_are_contiguous_and_do_not_share_memory_between_leaves() -> None:
+    seen = []
+
+    def f(x: Tensor, y: Tensor) -> Tensor:
+        seen.append(x.is_contiguous() and y.is_contiguous())
+        assert x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr()
+        return x.sum() + y.sum()
+
+    engine = ZeroOrder(Gaussian(), "antithetic", (0, 1), num_samples=3, vectorized=False)
+    engine.estimate(f, normal(2, 3, seed=1).mT, normal(2, 2, seed=2), seed=0)
+    assert seen == [True] * 6
+
+
 @pytest.mark.parametrize("vectorized", [True, False])
 def test_one_leaf_is_overwritten_while_a_graph_needs_another(vectorized: bool) -> None:
     def f(x: Tensor, y: Tensor) -> Tensor:

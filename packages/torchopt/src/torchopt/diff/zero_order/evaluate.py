@@ -144,7 +144,7 @@ class Sampling:
     def center(self, fn: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
         """Return `fn` at theta, with the same random draws as at perturbed points."""
         # Copies, which the function may overwrite.
-        points = Points(1, 1, 0, lambda i, j: [x[None].clone() for x in leaves], leaves)
+        points = Points(1, 1, 0, lambda i, j, k: [x[None].clone() for x in leaves], leaves)
         return widened(self.evaluator(fn, points, self.scratch, self.inner_seed)[0])
 
 

@@ -18,18 +18,21 @@ __all__ = ["Evaluator", "Points"]
 
 # A vmap takes points of about this many entries together, but not fewer than so many points: its
 # intermediate results then stay in the caches of the processor, and a call of it costs little.
-ENTRIES, LEAST_ROWS = 2**20, 32
+ENTRIES, LEAST_ROWS = 2**19, 32
 
 
 @dataclass(frozen=True)
 class Points:
     """Points in rows, such as the two of a pair. They are made in groups, when they are evaluated.
 
+    A group has the points at one place of some rows.
+
     Attributes:
         count: The number of rows.
         each: The number of points in a row.
         entries: The number of entries of a point.
-        make: Maps a range of rows to one tensor `[(stop - start) * each, *shape]` for each leaf.
+        make: Maps a range of rows and a place in a row to one tensor `[stop - start, *shape]` for
+            each leaf.
         like: Tensors on the devices of the points.
         most: The largest number of points in a group, if the memory of a function limits it.
     """
@@ -37,7 +40,7 @@ class Points:
     count: int
     each: int
     entries: int
-    make: Callable[[int, int], Sequence[Tensor]]
+    make: Callable[[int, int, int], Sequence[Tensor]]
     like: Sequence[Tensor]
     most: int | None = None
 
@@ -45,21 +48,39 @@ class Points:
     def stored(tensors: Sequence[Tensor]) -> Points:
         """Return points that are in memory, one tensor `[n, *shape]` for each leaf."""
         entries = sum(x[0].numel() for x in tensors)
-        return Points(len(tensors[0]), 1, entries, lambda i, j: [x[i:j] for x in tensors], tensors)
+
+        def make(start: int, stop: int, place: int) -> list[Tensor]:
+            return [x[start:stop] for x in tensors]
+
+        return Points(len(tensors[0]), 1, entries, make, tensors)
 
     def part(self, start: int, stop: int) -> Points:
         """Return rows `start` to `stop - 1`."""
-        return replace(self, count=stop - start, make=lambda i, j: self.make(start + i, start + j))
+
+        def make(i: int, j: int, place: int) -> Sequence[Tensor]:
+            return self.make(start + i, start + j, place)
+
+        return replace(self, count=stop - start, make=make)
 
     def groups(self, extra: int) -> Iterator[Sequence[Tensor]]:
-        """Yield groups of about equally many points, with `extra` entries besides each point."""
+        """Yield groups of about equally many points, with `extra` entries besides each point.
+
+        The groups of the places of some rows follow one another.
+        """
         most = max(LEAST_ROWS, ENTRIES // max(1, self.entries + extra))
         if self.most is not None:
             most = min(most, self.most)
-        rows = max(1, most // self.each)
-        rows = -(-self.count // -(-self.count // rows))
+        rows = -(-self.count // -(-self.count // max(1, most)))
         for start in range(0, self.count, rows):
-            yield self.make(start, min(start + rows, self.count))
+            for place in range(self.each):
+                yield self.make(start, min(start + rows, self.count), place)
+
+    def in_rows(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the values at the points of all groups, `[n, *shape]`, row by row."""
+        if self.each == 1:
+            return torch.cat(list(values))
+        places = [torch.cat(list(values[k :: self.each])) for k in range(self.each)]
+        return torch.stack(places, 1).flatten(0, 1)
 
 
 @dataclass
@@ -125,7 +146,7 @@ def _by_vmap(
             copies = [x.expand(len(tensors[0]), *x.shape).clone() for x in scratch]
             given = [*tensors, *copies]
             losses += vmap_lists(called, given, (0,) * len(given), "same")
-    return losses[0] if len(losses) == 1 else torch.cat(losses)
+    return points.in_rows(losses)
 
 
 def _in_a_loop(
@@ -134,7 +155,9 @@ def _in_a_loop(
     losses = []
     with common_draws(seed, points.like) as seed_all:
         for tensors in points.groups(sum(x.numel() for x in scratch)):
+            found = []
             for row in zip(*tensors):
                 seed_all(seed)
-                losses.append(fn(*row, *(x.clone() for x in scratch)))
-    return torch.stack(losses)
+                found.append(fn(*row, *(x.clone() for x in scratch)))
+            losses.append(torch.stack(found))
+    return points.in_rows(losses)
