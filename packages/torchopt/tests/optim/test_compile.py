@@ -70,6 +70,21 @@ def test_a_training_step_is_one_graph(name: str) -> None:
     assert not torch.equal(results[0]["w"], start["w"])
 
 
+@pytest.mark.parametrize("name", ["adagrad", "adam", "lion", "nadam", "schedule_free_sgd"])
+def test_a_training_step_is_compiled_once(name: str) -> None:
+    train, _, params, x = problem(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(train, fullgraph=True, backend="eager")
+    params, state = train(dict(params), None, x)
+    expected, expected_state = params, state
+    for number in range(4):
+        stance = "fail_on_recompile" if number else "default"
+        with torch.compiler.set_stance(stance):
+            params, state = compiled(params, state, x)
+        expected, expected_state = train(expected, expected_state, x)
+    torch.testing.assert_close(params, expected, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_a_meta_step_is_one_graph(name: str) -> None:
     _, meta_step, start, x = problem(name)

@@ -110,9 +110,9 @@ class FusedChain(FlatChain):
         plan = longest_plan([rule_of(member) for member in self.transformations])
         return None if plan is None else Part(plan, self.backend)
 
-    @lazy
+    @property
     def stages(self) -> tuple[tuple[int, int, Any], ...]:
-        """All stages one by one."""
+        """All stages one by one; not kept, since a program would be traced again after that."""
         return tuple((i, i + 1, None) for i in range(len(self.transformations)))
 
     @property
