@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -32,6 +33,12 @@ class Zoo(nn.Module):
 
 
 def twin_steps(row: Row, settings: dict[str, Any]) -> dict[str, Tensor]:
+    return _twin_steps(row.name, row.settings.index(settings))
+
+
+@functools.cache
+def _twin_steps(name: str, index: int) -> dict[str, Tensor]:
+    row, settings = ROWS[name], ROWS[name].settings[index]
     params = {k: v.clone().requires_grad_() for k, v in zoo().items()}
     optimizer = row.twin(params.values(), **settings)
     for _ in range(STEPS):
