@@ -151,6 +151,25 @@ def test_each_recomputation_sees_what_its_step_saw(name: str, optimizer: str) ->
             assert module.calls == 3
 
 
+@pytest.mark.parametrize("tasks", [None, (None, 0)])
+@pytest.mark.parametrize(("derivative", "keep"), [*WAYS, ("first_order", "all")])
+def test_a_tensor_that_only_the_aux_depends_on_is_named(
+    derivative: str, keep: Any, tasks: Any
+) -> None:
+    weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    inner = torchopt.inner_loop(
+        lambda p, b: (((p - b) ** 2).sum(), {"shift": (p * weight).sum()}),
+        torchopt.sgd(0.1),
+        steps=2,
+        derivative=derivative,
+        keep=keep,
+        tasks=tasks,
+    )
+    start = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(NotDifferentiableError, match=r"weight.*Pass it after the batch"):
+        inner(start, torch.ones(3, 1, dtype=torch.float64) if tasks else torch.ones(2))
+
+
 @pytest.mark.parametrize(("derivative", "keep"), WAYS)
 def test_a_tensor_of_a_closure_that_requires_a_gradient_is_named(
     derivative: str, keep: Any

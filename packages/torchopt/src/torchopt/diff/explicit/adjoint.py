@@ -104,7 +104,7 @@ def gradient(
         with rematerialised(call.blocks, call.compiled_blocks):
             value, aux = losses_of(call, params, tensors, step)
         require_graph(value)
-        require_no_closure(call, value, at, tensors)
+        require_no_closure(call, [value, *aux.smooth], at, tensors)
         require_curvature(call, value, at, tensors)
         found = gradient_of_sum(value, at, create_graph=False, retain_graph=False)
     leaves = tuple(x.detach() if isinstance(x, Tensor) else x for x in aux.leaves)

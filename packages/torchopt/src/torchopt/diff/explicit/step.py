@@ -212,7 +212,7 @@ def attached_gradient(
             value, aux = evaluated(at)
             require_graph(value)
             if step == 0:  # the graph of a later step contains the earlier steps as well
-                require_no_closure(call, value, at, tensors)
+                require_no_closure(call, [value, *aux.smooth], at, tensors)
             require_curvature(call, value, at, tensors)
             found = list(
                 gradient_of_sum(value, at, create_graph=call.second_order, retain_graph=True)
@@ -239,8 +239,8 @@ def _zeros(x: Tensor) -> Tensor:
     return unseen(torch.zeros_like(x.detach()).requires_grad_())
 
 
-def require_no_closure(call: Call, value: Tensor, params: Any, tensors: Sequence[Any]) -> None:
-    """Raise if the loss depends on a tensor that requires a gradient and is not an argument."""
+def require_no_closure(call: Call, value: Any, params: Any, tensors: Sequence[Any]) -> None:
+    """Raise if the loss or its aux depends on a tensor that is differentiated but no argument."""
     if call.plain:
         return
     require_arguments(value, (params, list(tensors)), call.loss, "inner_loop: loss", CLOSURE)
