@@ -11,9 +11,11 @@ A change that survives fails the task, unless the table of equivalent changes in
 ``tools/mutation.toml`` says why no test can detect it. The score of the last full run is in
 ``tools/mutation_score.json``.
 
-The first run records which test runs which line. Each change is then tested by the tests that run
-its statement, the fastest first, for up to ``--budget`` seconds of processor time. What was judged
-is kept in ``build/mutation``, and is judged again only if the changed file or its tests change.
+A change is tested by the tests near its file first: those that the table ``near`` of its group
+names, or else those in a file named after it. If it survives, a recording says which test runs
+which line, and all tests that run its statement test it, the fastest first, for up to ``--budget``
+seconds of processor time. What was judged is kept in ``build/mutation``, and is judged again only
+if the changed file or its tests change.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import platform
+import re
 import sys
 import time
 from collections import Counter
@@ -160,6 +164,17 @@ def files_of(group: dict[str, Any]) -> list[str]:
     return [f for f in files if not any(fnmatch.fnmatch(f, s) for s in group.get("without", []))]
 
 
+def known_changes_of(path: str) -> list[dict[str, Any]]:
+    """Return `changes_of` a file, from ``build/mutation`` if the file was parsed before."""
+    text = repr((path, (ROOT / path).read_text(), sorted(operator_names())))
+    kept = BUILD / "changes" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.pickle"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(pickle.dumps(changes_of(path)))
+    found: list[dict[str, Any]] = pickle.loads(kept.read_bytes())
+    return found
+
+
 def drawn(name: str, group: dict[str, Any], seed: str) -> list[dict[str, Any]]:
     """Return the changes of a group to test: those with the smallest hashes."""
 
@@ -167,7 +182,7 @@ def drawn(name: str, group: dict[str, Any], seed: str) -> list[dict[str, Any]]:
         same = (name, seed, *(change[k] for k in ("file", "operator", "line", "twin")))
         return hashlib.sha256(repr(same).encode()).digest()
 
-    every = sorted((c for file in files_of(group) for c in changes_of(file)), key=rank)
+    every = sorted((c for file in files_of(group) for c in known_changes_of(file)), key=rank)
     return list(itertools.islice(filter(tries_a_test, every), group["sample"]))
 
 
@@ -183,9 +198,9 @@ def judge(
     if kept.exists():
         outcome = json.loads(kept.read_text())
     else:
-        started = time.monotonic()
+        started = mutation_run.processor_seconds()
         outcome = {"outcome": mutation_run.judge(change["file"], changed, names, limit)}
-        outcome["seconds"] = round(time.monotonic() - started, 1)
+        outcome["seconds"] = round(mutation_run.processor_seconds() - started, 1)
         if alone or outcome["outcome"] != "timeout":
             kept.write_text(json.dumps(outcome))
     lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), n=0)
@@ -211,21 +226,66 @@ def judged(
     return found
 
 
+def tests_near(file: str, group: dict[str, Any]) -> list[str]:
+    """Return the tests that the table `near` of a group names, else those named after the file."""
+    every = mutation_run.test_files(group["tests"])
+    near = [glob for source, globs in group.get("near", {}).items()
+            if fnmatch.fnmatch(file, f"*/{source}") for glob in globs]  # fmt: skip
+    names = []
+    for glob in near or [f"*/test_{Path(file).stem}.py"]:
+        files, colons, test = glob.partition("::")
+        names += [f + colons + test for f in every if fnmatch.fnmatch(f, files)]
+    return names
+
+
+def limits_of(changes: list[dict[str, Any]], names: list[list[str]], pool: Any) -> list[float]:
+    """Return how long each change may be tested: far longer than its tests take without a change.
+
+    They must pass without it.
+    """
+    files = {tuple(tests): change["file"] for change, tests in zip(changes, names)}
+    sound = [{"file": f, "changed": (ROOT / f).read_text()} for f in files.values()]
+    rows = [list(tests) for tests in files]
+    took = {}
+    for tests, found in zip(files, pool.map(judge, sound, rows, [1200.0] * len(rows))):
+        if found["outcome"] != "survived":
+            raise SystemExit(f"expected {tests} to pass without a change, got: {found['outcome']}")
+        took[tests] = found["seconds"]
+    return [20 + 3 * took[tuple(tests)] for tests in names]
+
+
 def judged_sample(
-    name: str, group: dict[str, Any], files: list[str], options: argparse.Namespace, pool: Any
+    name: str,
+    group: dict[str, Any],
+    table: list[dict[str, str]],
+    options: argparse.Namespace,
+    pool: Any,
 ) -> list[Any]:
     """Return the drawn changes of a group with their outcomes."""
-    print(f"{name}: which test runs which line", flush=True)
-    seconds, lines = mutation_run.recorded(group["tests"], files, 1800, pool.map)
     changes = drawn(name, group, options.seed)[: options.limit]
-    print(f"{name}: {len(changes)} changes, {len(seconds)} tests", flush=True)
+    changes = [{**c, "changed": changed_text(c)} for c in changes]
+    near = [tests_near(change["file"], group) for change in changes]
+    print(f"{name}: {len(changes)} changes, by the tests near them", flush=True)
+    found = judged(name, changes, near, limits_of(changes, near, pool), pool)
+    left = [
+        k
+        for k, each in enumerate(found)
+        if each["outcome"] == "survived" and why_equivalent(each, table) is None
+    ]
+    if not left:
+        return found
+    print(f"{name}: {len(left)} changes, by all tests that run their lines", flush=True)
+    changes = [changes[k] for k in left]
+    files = sorted({change["file"] for change in changes})
+    seconds, lines = mutation_run.recorded(group["tests"], files, 1800, pool.map)
     names = [
         mutation_run.tests_of(c["file"], c["start"][0], seconds, lines, options.budget)
         for c in changes
     ]
     limits = [60 + 3 * sum(seconds[test] for test in chosen) for chosen in names]
-    changes = [{**c, "changed": changed_text(c)} for c in changes]
-    return judged(name, changes, names, limits, pool)
+    for k, again in zip(left, judged(name, changes, names, limits, pool)):
+        found[k] = again
+    return found
 
 
 def judged_named(options: argparse.Namespace, pool: Any) -> list[Any]:
@@ -238,19 +298,17 @@ def judged_named(options: argparse.Namespace, pool: Any) -> list[Any]:
         changes.append({"file": row["file"], "changed": source.replace(row["line"], row["change"])})
         names.append(row["tests"])
     print(f"named: {len(changes)} changes", flush=True)
-    limits = [300.0] * len(changes)
-    sound = [{**c, "changed": (ROOT / c["file"]).read_text()} for c in changes]
-    for row, found in zip(names, pool.map(judge, sound, names, limits)):
-        if found["outcome"] != "survived":
-            raise SystemExit(f"expected {row} to pass without a change, got: {found['outcome']}")
-    return judged("named", changes, names, limits, pool)
+    return judged("named", changes, names, limits_of(changes, names, pool), pool)
 
 
 def why_equivalent(found: dict[str, Any], table: list[dict[str, str]]) -> str | None:
     """Return why no test can detect this change, or None if the table does not say."""
     made = "\n".join(line[1:].strip() for line in found["diff"] if line.startswith("+"))
-    rows = (e for e in table if e["file"] == found["file"] and e["change"].strip() == made)
-    return next((row["reason"] for row in rows), None)
+    for row in table:
+        pattern = row.get("pattern") or re.escape(row["change"].strip())
+        if row["file"] == found["file"] and re.fullmatch(pattern, made):
+            return row["reason"]
+    return None
 
 
 def main() -> int:
@@ -269,50 +327,58 @@ def main() -> int:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **QUIET})
     settings = tomllib.loads(SETTINGS.read_text())
     groups = {k: g for k, g in settings["groups"].items() if k in (options.groups or [k])}
-    # For all groups at once, so that a test file shared by several groups runs once.
-    files = sorted({file for group in settings["groups"].values() for file in files_of(group)})
+    table = settings.get("equivalent", [])
     (BUILD / "judged").mkdir(parents=True, exist_ok=True)
     mutation_run.warm_up()
     fork = multiprocessing.get_context("fork")
-    results = []
+    unexplained = 0
     with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=fork) as pool:
         if "named" in (options.groups or ["named"]):
-            results += judged_named(options, pool)
+            unexplained += report("named", judged_named(options, pool), table, options.store)
         for name, group in groups.items():
-            results += judged_sample(name, group, files, options, pool)
-    return report(results, settings.get("equivalent", []), options.store)
+            found = judged_sample(name, group, table, options, pool)
+            unexplained += report(name, found, table, options.store)
+    return int(unexplained > 0)
 
 
-def report(results: list[dict[str, Any]], table: list[dict[str, str]], store: bool) -> int:
-    """Print the survivors and the score of each group; return 1 if one is unexplained."""
-    score: dict[str, dict[str, int]] = {}
-    survivors = []
-    for found in sorted(results, key=lambda f: (f["group"], f["file"], f["diff"])):
-        row = score.setdefault(found["group"], {"made": 0, "caught": 0, "equivalent": 0})
-        row["made"] += 1
-        if found["outcome"] in CAUGHT:
-            row["caught"] += 1
-            continue
-        reason = why_equivalent(found, table)
-        row["equivalent"] += reason is not None
-        survivors.append({**{k: found[k] for k in ("group", "file", "diff")}, "reason": reason})
+def report(
+    name: str, results: list[dict[str, Any]], table: list[dict[str, str]], store: bool
+) -> int:
+    """Print the survivors and the score of a group; return how many are unexplained."""
+    results = sorted(results, key=lambda found: (found["file"], found["diff"]))
+    survivors = [
+        {"group": name, "file": x["file"], "diff": x["diff"], "reason": why_equivalent(x, table)}
+        for x in results
+        if x["outcome"] not in CAUGHT
+    ]
     unexplained = [found for found in survivors if found["reason"] is None]
     for found in unexplained:
-        print(f"\nsurvived: {found['file']}")
-        print("\n".join(found["diff"]))
-    print()
-    for name, row in score.items():
-        print(
-            f"{name:24}{row['made']:5} made{row['caught']:5} caught{row['equivalent']:5} equivalent"
-        )
+        print(f"\nsurvived: {found['file']}", *found["diff"], sep="\n")
+    equivalent = len(survivors) - len(unexplained)
+    row = {"made": len(results), "caught": len(results) - len(survivors), "equivalent": equivalent}
+    print(f"\n{name:24}" + "".join(f"{count:5} {what}" for what, count in row.items()), flush=True)
     if store:
-        old = json.loads(SCORE.read_text()) if SCORE.exists() else {}
-        stamp = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
-        groups = {**old.get("groups", {}), **score}
-        kept = [found for found in old.get("survivors", []) if found["group"] not in score]
-        new = {**stamp, "groups": groups, "survivors": kept + survivors}
-        SCORE.write_text(json.dumps({**old, **new}, indent=1) + "\n")
-    return 1 if unexplained else 0
+        _store(name, row, [(x["file"], x["diff"]) for x in results], survivors)
+    return len(unexplained)
+
+
+def _store(name: str, row: dict[str, Any], sample: list[Any], survivors: list[Any]) -> None:
+    """Replace a group in the file of the scores.
+
+    `caught_at_first` stays while the sample does: how many were caught before tests were written
+    for the others.
+    """
+    old = json.loads(SCORE.read_text()) if SCORE.exists() else {}
+    before = old.get("groups", {}).get(name, {})
+    drawn_now = hashlib.sha256(repr(sample).encode()).hexdigest()[:12]
+    same = before.get("sample", drawn_now) == drawn_now and "caught_at_first" in before
+    first = before["caught_at_first"] if same else row["caught"]
+    stamp = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
+    new = {**row, "caught_at_first": first, "sample": drawn_now, **stamp}
+    kept = [found for found in old.get("survivors", []) if found["group"] != name]
+    groups = {**old.get("groups", {}), name: new}
+    all_of_it = {**old, "groups": groups, "survivors": kept + survivors}
+    SCORE.write_text(json.dumps(all_of_it, indent=1) + "\n")
 
 
 if __name__ == "__main__":

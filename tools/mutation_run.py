@@ -24,7 +24,7 @@ from typing import Any
 import coverage
 import pytest
 
-__all__ = ["Lines", "judge", "recorded", "warm_up"]
+__all__ = ["Lines", "judge", "recorded", "test_files", "tests_of", "warm_up"]
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "mutation"
@@ -157,6 +157,15 @@ def record(test_file: str, files: Sequence[str], limit: float) -> Path:
     return where
 
 
+def test_files(tests: Sequence[str]) -> list[str]:
+    """Return the test files among files and folders of tests."""
+    return sorted(
+        str(path.relative_to(ROOT))
+        for test in tests
+        for path in ([ROOT / test] if test.endswith(".py") else (ROOT / test).rglob("test_*.py"))
+    )
+
+
 def recorded(
     tests: Sequence[str], files: Sequence[str], limit: float, each: Callable[..., Any] = map
 ) -> tuple[dict[str, float], Lines]:
@@ -168,11 +177,7 @@ def recorded(
         limit: The processor time that one test file may take, in seconds.
         each: `map`, or the `map` method of a pool of processes.
     """
-    every = sorted(
-        str(path.relative_to(ROOT))
-        for test in tests
-        for path in ([ROOT / test] if test.endswith(".py") else (ROOT / test).rglob("test_*.py"))
-    )
+    every = test_files(tests)
     seconds: dict[str, float] = {}
     lines: Lines = {file: defaultdict(list) for file in files}
     n = len(every)

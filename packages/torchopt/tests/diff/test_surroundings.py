@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.func import grad, jvp
 
+import torchopt
 from torchopt.diff.implicit import custom_root
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotDifferentiableError
@@ -454,6 +455,23 @@ def test_a_derivative_sees_the_python_state_of_its_call(place, kind):
         (got,) = torch.autograd.grad(x, a, retain_graph=True)
         torch.testing.assert_close(got, torch.tensor(1 / 12, dtype=D))
     assert weight() == 4.0
+
+
+def test_an_int_counts_the_evaluations_of_replays_but_not_those_of_trials():
+    calls = 0
+
+    def loss(p, batch):
+        nonlocal calls
+        calls += 1
+        return (p**3).sum()
+
+    for keep in ("steps", 1):
+        calls, p = 0, torch.ones(2, dtype=D, requires_grad=True)
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.01), steps=40, keep=keep)
+        total = inner(p, None).params.sum()
+        assert calls == 40, keep  # a step is tried to measure it
+        total.backward()
+        assert calls > 40, keep
 
 
 def test_the_log_of_a_function_is_kept():

@@ -64,6 +64,18 @@ def test_blocks_and_replays_may_overlap(replayed_first: bool) -> None:
     assert "forward" not in block.__dict__
 
 
+def test_another_thread_calls_a_block_as_it_is_during_a_run() -> None:
+    block = nn.Sequential(nn.Linear(2, 2), nn.Tanh()).double()
+    x = torch.ones(3, 2, dtype=torch.float64)
+    expected = block(x)
+    with rematerialised([block]), ThreadPoolExecutor(1) as pool:
+        assert "forward" in block.__dict__
+        assert block(x).grad_fn.name() != expected.grad_fn.name()
+        found = pool.submit(block, x).result(30.0)
+    assert torch.equal(found, expected)
+    assert found.grad_fn.name() == expected.grad_fn.name()
+
+
 def test_runs_of_one_module_in_several_threads() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))).double()

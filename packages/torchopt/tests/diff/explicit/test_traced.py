@@ -306,16 +306,23 @@ def test_a_mask_is_drawn_again_in_each_step_and_in_its_adjoint() -> None:
         assert_same(loss, **options)
 
 
-def test_each_step_has_its_own_batch() -> None:
+@pytest.mark.filterwarnings("ignore:.*expected fewer scalars:UserWarning")
+@pytest.mark.parametrize("derivative", ["reverse", "forward"])
+def test_each_step_has_its_own_batch(derivative: str) -> None:
     w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     x = torch.tensor([[0.5, 1.0], [3.0, 2.0], [1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    rows = torch.ones(3, 2, dtype=torch.float64)
     found = []
-    for execute, batches in [("eager", x), ("trace", x), ("trace", list(x))]:
-        inner = torchopt.inner_loop(_quartic, torchopt.sgd, steps=3, execute=execute)
+    for way in [(), ("eager", x), ("trace", x), ("trace", list(x)), ("trace", [x[0], x[1:], rows])]:
+        execute, batches = way or ("eager", [x[0], x[1:], rows])
+        inner = torchopt.inner_loop(
+            _quartic, torchopt.sgd, steps=3, execute=execute, derivative=derivative
+        )
         result = inner(w, batches=batches, lr=0.01)
         found.append(torch.autograd.grad((result.params**2).sum(), (w, x)))
-    for got in found[1:]:
-        torch.testing.assert_close(got, found[0], rtol=1e-12, atol=0)
+    for got in found[2:4]:
+        torch.testing.assert_close(got, found[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(found[4], found[0], rtol=1e-12, atol=0)  # batches of other shapes
 
 
 def branches(w: Tensor, x: Tensor) -> Tensor:

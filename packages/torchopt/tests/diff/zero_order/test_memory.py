@@ -144,3 +144,17 @@ def test_a_chunk_of_members_is_as_large_as_their_factors_allow(
     monkeypatch.setattr(zo_low_rank, "ENTRIES_PER_CHUNK", 16 * (3 * (100 + 99) + 100))
     LowRank(3, num_samples=40).estimate(nn.Linear(99, 100), lambda m: m(torch.ones(99)).sum())
     assert drawn == [(0, 16), (16, 32), (32, 40)]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(9, [3, 3, 3]), (10, [4, 4, 2]), (4, [4]), (5, [3, 2])]
+)
+def test_groups_of_points_are_few_and_about_equal(
+    count: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluator, "ENTRIES", 16)  # four points of three entries and one more
+    monkeypatch.setattr(evaluator, "LEAST_ROWS", 2)
+    points = torch.arange(3.0 * count).reshape(count, 3)
+    groups = [x for (x,) in evaluator.Points.stored([points]).groups(1)]
+    assert [len(x) for x in groups] == sizes
+    assert torch.equal(torch.cat(groups), points)
