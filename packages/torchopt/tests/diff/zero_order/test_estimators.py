@@ -96,6 +96,13 @@ def test_variance_of_baselines_is_ordered() -> None:
     assert error["leave_one_out"] > error["optimal_baseline"] > error["antithetic"]
 
 
+def test_coefficients_multiply_the_direction_or_for_spsa_its_reciprocal() -> None:
+    z = torch.tensor([0.5, -2.0], dtype=F64)
+    assert estimators.identity(z) is z
+    assert estimators.central.dual is estimators.identity
+    assert estimators.spsa.dual(z).tolist() == [2.0, -0.5]
+
+
 def test_bias_slopes() -> None:
     # Along one fixed direction the finite difference has an exact error: forward O(sigma),
     # central O(sigma^2), multi_point(2) O(sigma^4).
