@@ -38,6 +38,38 @@ def test_compensated_parameters_are_the_exact_ones_rounded_once() -> None:
     assert kept.mean().abs() < 0.2 * lost.mean().abs()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torchopt.schedule_free_sgd(2**-10),
+        lambda: torchopt.schedule_free_adamw(2**-10),
+        lambda: torchopt.transform.lookahead(torchopt.sgd(2**-10), 5),
+    ],
+    ids=["schedule-free SGD", "schedule-free AdamW", "lookahead"],
+)
+def test_compensated_optimizers_keep_copies_of_parameters_in_float32(make: Any) -> None:
+    """In bfloat16, each step of 2^-10 of such a copy of 1 would be lost."""
+    ends = []
+    for dtype in (torch.float32, torch.bfloat16):
+        p = torch.ones(4, dtype=dtype, requires_grad=True)
+        optimizer = torchopt.Optimizer([p], make(), compensated=True)
+        for _ in range(300):
+            p.grad = -torch.ones_like(p)
+            optimizer.step()
+        ends.append(p.detach().float())
+    assert (ends[0] > 1.1).all()
+    assert ((ends[1] - ends[0]).abs() < 2**-6).all()  # two units of bfloat16 there
+
+
+def test_the_start_of_a_compensated_optimizer_is_differentiated() -> None:
+    p = torch.ones(4, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = torchopt.transform.compensated(torchopt.transform.lookahead(torchopt.sgd(0.5), 1))
+    state, g = optimizer.init(p), torch.ones_like(p)
+    updates, state = optimizer.update(g, state, params=p, inplace=False)
+    (found,) = torch.autograd.grad((p + updates).sum(), p)
+    assert torch.equal(found, torch.ones_like(p))
+
+
 def test_states_are_in_8_bits_and_steps_are_close() -> None:
     plain, _ = trained(torch.float32)
     coded, optimizer = trained(torch.float32, in_8_bits=True)

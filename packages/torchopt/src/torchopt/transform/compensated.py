@@ -12,13 +12,16 @@ from torch import Tensor
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import dense, widened
 from torchopt.transform.base import Wrapper
+from torchopt.transform.copies import origins, watched_start
 from torchopt.tree import (
     flatten_up_to,
     require_tensor_tree,
     tree_flatten,
+    tree_leaves,
     tree_map,
     tree_unflatten,
 )
+from torchopt.tree_function import is_transforming
 
 __all__ = ["CompensatedState", "compensated"]
 
@@ -38,7 +41,15 @@ class Compensated(Wrapper):
         """Return a rest of zero."""
         require_tensor_tree(params, "init(params): a parameter")
         rest = tree_map(lambda p: torch.zeros_like(p, requires_grad=False), params)
-        return CompensatedState(rest=rest, inner_state=self.inner.init(params))
+        state = self.inner.init(params)
+        if not is_transforming() and any(widened(p) is not p for p in tree_leaves(params)):
+            watched, known = watched_start(self.inner, params)
+
+            def start(x: Any, w: Any) -> Any:
+                return widened(x) if isinstance(w, Tensor) and origins(w, known) else x
+
+            state = tree_map(start, state, watched)
+        return CompensatedState(rest=rest, inner_state=state)
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner`, and return updates that can be added without rounding errors."""
@@ -81,7 +92,8 @@ def compensated(inner: GradientTransformation) -> GradientTransformation:
     An update smaller than 1/512 of a bfloat16 parameter does not change it. The rounding error is
     kept in c, in the dtype of the parameter, and added to the next update. After any number of
     steps p + c is the sum of all updates, up to an error per step of 2^-16 for bfloat16 (2^-22 for
-    float16) relative to the largest p, and p is that sum rounded once. `inner` computes in float32.
+    float16) relative to the largest p, and p is that sum rounded once. `inner` computes in float32,
+    and keeps copies of the parameters in float32, such as the iterates of schedule-free optimizers.
 
     The derivative is that of p + u without rounding. Use it as the last member of a chain, because
     c belongs to the updates that are added to the parameters.

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.errors import NotDifferentiableError
-from torchopt.params.lineage import graph_nodes
 from torchopt.params.sharded import require_whole
 from torchopt.torch_internals import in_dispatch_mode
 from torchopt.transform.base import Wrapper
+from torchopt.transform.copies import origins, watched_start
 from torchopt.transform.validate import check_at_least_one
 from torchopt.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import any_watched, is_traced, is_transforming
@@ -108,20 +108,16 @@ class InEightBits(Wrapper):
         require_whole(large, "in_8_bits", "give whole tensors, or keep the states as they are")
         if is_transforming():
             return tree_map(self._coded, self.inner.init(params))
-        watched = tree_map(_watched, params)
-        known = dict(zip(map(id, tree_leaves(watched)), tree_leaves(params)))
         keeps_graph = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
-            state = self.inner.init(watched)
-
+        state, known = watched_start(self.inner, params)
         matrices = _matrices(state)
 
         def start(x: Any) -> Any:
             if not isinstance(x, Tensor):
                 return x
-            origins = _origins(x, known)
-            _require_constants([p for p in origins if not _is_trained(p)], DIFFERENTIATED)
-            if origins or id(x) in matrices:
+            found = origins(x, known)
+            _require_constants([p for p in found if not _is_trained(p)], DIFFERENTIATED)
+            if found or id(x) in matrices:
                 return x.detach()
             return self._coded(x if keeps_graph or x.grad_fn is None else x.detach())
 
@@ -155,19 +151,6 @@ class InEightBits(Wrapper):
 def is_coded(x: Any) -> bool:
     """Return whether a leaf of a state is a quantized tensor."""
     return isinstance(x, Quantized)
-
-
-def _watched(p: Any) -> Any:
-    """Return a parameter as a leaf of a graph, which shows what is computed from it."""
-    if not (isinstance(p, Tensor) and (p.is_floating_point() or p.is_complex())):
-        return p
-    return (p.clone() if p.is_inference() else p.detach()).requires_grad_()
-
-
-def _origins(x: Tensor, known: dict[int, Any]) -> list[Any]:
-    """Return what `known` has, by the id of leaves, for a tensor and those it is computed from."""
-    leaves = [x, *(getattr(node, "variable", None) for node in graph_nodes([x]))]
-    return [known[id(leaf)] for leaf in leaves if id(leaf) in known]
 
 
 def _matrices(state: Any) -> set[int]:
