@@ -32,7 +32,11 @@ class ScaleByPsgdState(NamedTuple):
     mu: Any
     factors: Any
     count: Any
-    matrices = ("factors",)  # see in_8_bits
+
+    @staticmethod
+    def fields_of_matrices() -> tuple[str, ...]:
+        """Return the fields that `in_8_bits` leaves as they are."""
+        return ("factors",)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,11 @@ class ScaleByShampooState(NamedTuple):
     statistics: Any
     roots: Any
     t: Any
-    matrices = ("statistics", "roots")  # see in_8_bits
+
+    @staticmethod
+    def fields_of_matrices() -> tuple[str, ...]:
+        """Return the fields that `in_8_bits` leaves as they are."""
+        return ("statistics", "roots")
 
 
 @dataclass(frozen=True)

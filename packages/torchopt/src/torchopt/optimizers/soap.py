@@ -38,7 +38,11 @@ class ScaleBySoapState(NamedTuple):
     bases: Any
     t: Any
     count: Any
-    matrices = ("statistics", "bases")  # see in_8_bits
+
+    @staticmethod
+    def fields_of_matrices() -> tuple[str, ...]:
+        """Return the fields that `in_8_bits` leaves as they are."""
+        return ("statistics", "bases")
 
 
 @dataclass(frozen=True)

@@ -154,13 +154,14 @@ def is_coded(x: Any) -> bool:
 
 
 def _matrices(state: Any) -> set[int]:
-    """Return the ids of the tensors in fields that the class of a state calls `matrices`."""
+    """Return the ids of the tensors in the fields of matrices of a state."""
 
     def has_matrices(x: Any) -> bool:
-        return hasattr(type(x), "matrices")
+        return hasattr(type(x), "fields_of_matrices")
 
     nodes = filter(has_matrices, tree_leaves(state, is_leaf=has_matrices))
-    return {id(x) for node in nodes for f in type(node).matrices for x in getattr(node, f)}
+    fields = [getattr(node, f) for node in nodes for f in node.fields_of_matrices()]
+    return {id(x) for field in fields for x in field}
 
 
 def _is_trained(p: Any) -> bool:
