@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
@@ -105,6 +106,32 @@ def test_a_damaged_file_is_refused_and_the_previous_one_is_used(checkpoint):
     path.write_bytes(b"")
     with pytest.warns(UserWarning, match="step 1"):
         assert todist.Checkpoint(path).load()[0] == 1
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_an_interrupted_save_leaves_two_states_in_files_of_their_own(checkpoint, monkeypatch, done):
+    for step in (1, 2):
+        checkpoint.save(step, {"w": torch.full((1000,), float(step))})
+    replace, calls = os.replace, iter(range(9))
+
+    def killed(source, target):
+        if next(calls) == done:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(3, {"w": torch.full((1000,), 3.0)})
+    path = checkpoint.path
+    assert todist.Checkpoint(path).load()[0] == 2 + done
+    with path.open("r+b") as file:  # changed in its place
+        file.write(b"something")
+    with pytest.warns(UserWarning, match="step 1"):
+        assert todist.Checkpoint(path).load()[0] == 1
+    # The next one is complete all the same.
+    todist.Checkpoint(path).save(4, {"w": torch.zeros(2)})
+    assert todist.Checkpoint(path).load()[0] == 4
 
 
 def test_a_damaged_file_without_a_previous_one_is_refused(checkpoint):

@@ -211,15 +211,17 @@ class _Writing(threading.Thread):
             file.write(_MARK + _checksum(data))
             file.flush()
             os.fsync(file.fileno())
+        second = path.with_name(previous.name + ".part")
+        second.unlink(missing_ok=True)
         if path.exists() and (self.checkpoint._is_whole or _read(path)[1] is None):
-            second = path.with_name(previous.name + ".part")
-            second.unlink(missing_ok=True)
             try:
                 os.link(path, second)
             except OSError:  # a file system without links
                 shutil.copyfile(path, second)
-            os.replace(second, previous)
+        # In this order no two names share one file: a process may be killed in between.
         os.replace(part, path)
+        if second.exists():
+            os.replace(second, previous)
         self.checkpoint._is_whole = True
         _sync_folder(path.parent)
         shards.clean(self.checkpoint._folder, self.checkpoint._files)
