@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -38,6 +38,7 @@ def test_compensated_parameters_are_the_exact_ones_rounded_once() -> None:
     assert kept.mean().abs() < 0.2 * lost.mean().abs()
 
 
+@pytest.mark.parametrize("in_8_bits", [False, True], ids=["plain states", "in 8 bits"])
 @pytest.mark.parametrize(
     "make",
     [
@@ -47,18 +48,102 @@ def test_compensated_parameters_are_the_exact_ones_rounded_once() -> None:
     ],
     ids=["schedule-free SGD", "schedule-free AdamW", "lookahead"],
 )
-def test_compensated_optimizers_keep_copies_of_parameters_in_float32(make: Any) -> None:
+def test_compensated_optimizers_keep_copies_of_parameters_in_float32(
+    make: Any, *, in_8_bits: bool
+) -> None:
     """In bfloat16, each step of 2^-10 of such a copy of 1 would be lost."""
     ends = []
     for dtype in (torch.float32, torch.bfloat16):
         p = torch.ones(4, dtype=dtype, requires_grad=True)
-        optimizer = torchopt.Optimizer([p], make(), compensated=True)
+        optimizer = torchopt.Optimizer([p], make(), compensated=True, in_8_bits=in_8_bits)
         for _ in range(300):
             p.grad = -torch.ones_like(p)
             optimizer.step()
         ends.append(p.detach().float())
     assert (ends[0] > 1.1).all()
     assert ((ends[1] - ends[0]).abs() < 2**-6).all()  # two units of bfloat16 there
+
+
+def is_trained(p: Tensor) -> bool:
+    return p.requires_grad
+
+
+def is_parameter(p: Tensor) -> bool:
+    return isinstance(p, torch.nn.Parameter)
+
+
+@pytest.mark.parametrize("option", ["compensated", "in_8_bits"])
+@pytest.mark.parametrize("chosen", [is_trained, is_parameter, "by identity"])
+def test_masks_see_the_parameters_themselves(option: str, chosen: Any) -> None:
+    dtype = torch.bfloat16 if option == "compensated" else torch.float32
+    p = torch.nn.Parameter(torch.ones(64, 64, dtype=dtype))
+    frozen = torch.ones(8, dtype=dtype)
+    inner = torchopt.transform.masked(
+        torchopt.schedule_free_sgd(0.5),
+        lambda tree: tree_map(chosen if callable(chosen) else lambda x: x is p, tree),
+    )
+    optimizer = torchopt.Optimizer([p, frozen], inner, **{option: True})
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.equal(p, torch.full_like(p, 0.5))
+    assert torch.equal(frozen, torch.ones_like(frozen))
+
+
+class Start(NamedTuple):
+    """Two copies of a parameter that no graph connects with it, and no copy."""
+
+    detached: Tensor
+    written: Tensor
+    other: Tensor
+
+
+def with_starts() -> torchopt.base.GradientTransformation:
+    def init(p: Tensor) -> Start:
+        written = torch.empty_like(p)
+        written[:] = p
+        return Start(p.detach().clone(), written, p.new_ones(p.shape))
+
+    return torchopt.base.GradientTransformation(init, lambda u, s, **_: (u, s))
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["without a graph", "with a graph"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_copies_are_found_without_a_graph(*, compiled: bool, grad: bool) -> None:
+    half = torch.ones(8, dtype=torch.bfloat16, requires_grad=grad)
+    starts = {
+        "compensated": torchopt.transform.compensated(with_starts()).init,
+        "in 8 bits": torchopt.transform.in_8_bits(with_starts(), min_size=1).init,
+    }
+    if compiled:
+        starts = {
+            k: torch.compile(init, backend="eager", fullgraph=True) for k, init in starts.items()
+        }
+    state = starts["compensated"](half).inner_state
+    assert [x.dtype for x in state] == [torch.float32, torch.float32, torch.bfloat16]
+    coded = starts["in 8 bits"](half)
+    assert [isinstance(x, Quantized) for x in coded] == [False, False, True]
+
+
+def test_a_start_is_computed_once() -> None:
+    calls = []
+    inner = with_starts()
+
+    def init(p: Tensor) -> Any:
+        calls.append(p)
+        return inner.init(p)
+
+    counted = torchopt.base.GradientTransformation(init, inner.update)
+    p = torch.ones(8, dtype=torch.bfloat16)
+    torchopt.transform.compensated(counted).init(p)
+    torchopt.transform.in_8_bits(counted).init(p)
+    assert len(calls) == 2
+    assert all(x is p for x in calls)
+
+
+def test_copies_are_found_inside_transforms() -> None:
+    p = torch.ones(3, 8, dtype=torch.bfloat16)
+    state = torch.func.vmap(torchopt.transform.compensated(with_starts()).init)(p)
+    assert [x.dtype for x in state.inner_state] == [torch.float32, torch.float32, torch.bfloat16]
 
 
 def test_the_start_of_a_compensated_optimizer_is_differentiated() -> None:

@@ -12,16 +12,14 @@ from torch import Tensor
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import dense, widened
 from torchopt.transform.base import Wrapper
-from torchopt.transform.copies import origins, watched_start
+from torchopt.transform.copies import followed_start
 from torchopt.tree import (
     flatten_up_to,
     require_tensor_tree,
     tree_flatten,
-    tree_leaves,
     tree_map,
     tree_unflatten,
 )
-from torchopt.tree_function import is_transforming
 
 __all__ = ["CompensatedState", "compensated"]
 
@@ -41,14 +39,8 @@ class Compensated(Wrapper):
         """Return a rest of zero."""
         require_tensor_tree(params, "init(params): a parameter")
         rest = tree_map(lambda p: torch.zeros_like(p, requires_grad=False), params)
-        state = self.inner.init(params)
-        if not is_transforming() and any(widened(p) is not p for p in tree_leaves(params)):
-            watched, known = watched_start(self.inner, params)
-
-            def start(x: Any, w: Any) -> Any:
-                return widened(x) if isinstance(w, Tensor) and origins(w, known) else x
-
-            state = tree_map(start, state, watched)
+        state, origins = followed_start(self.inner, params)
+        state = tree_map(lambda x: widened(x) if origins.of(x) else x, state)
         return CompensatedState(rest=rest, inner_state=state)
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:

@@ -3,36 +3,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from torchopt.base import GradientTransformation
-from torchopt.params.lineage import graph_nodes
-from torchopt.tree import tree_leaves, tree_map
+from torchopt.tree import tree_leaves
 
-__all__ = ["origins", "watched_start"]
+__all__ = ["Origins", "followed_start"]
 
 
-def watched_start(inner: GradientTransformation, params: Any) -> tuple[Any, dict[int, Any]]:
-    """Return `inner.init(params)` with a graph, and the parameters by the ids of its leaves.
+# Their results have only the form of their argument.
+_LIKE = {
+    getattr(where, name)
+    for where in (torch, Tensor)
+    for name in dir(where)
+    if name.endswith("_like") or name.startswith("new_")
+}
+# They return nothing, and write to their first argument.
+_WITHOUT_RESULT = {Tensor.__setitem__, torch._foreach_copy_}
 
-    The graph shows what is computed from the parameters; detach what is kept.
+
+class Origins(TorchFunctionMode):
+    """Finds which of some tensors the others are computed from, while it is entered.
+
+    A graph would need tensors that require a gradient in place of the parameters, and masks and
+    labels may depend on whether these do, or on which tensors they are.
     """
-    watched = tree_map(_watched, params)
-    known = dict(zip(map(id, tree_leaves(watched)), zip(tree_leaves(watched), tree_leaves(params))))
-    with torch.inference_mode(False), torch.enable_grad():
-        return inner.init(watched), known
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        # A tensor that is gone may have left its id to another one.
+        self._known = {id(x): (x, [x]) for x in tensors}
+
+    def of(self, x: Any) -> list[Tensor]:
+        """Return the tensors that `x` is, or is computed from."""
+        return self._known[id(x)][1] if id(x) in self._known else []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call the function, and note what its results are computed from."""
+        out = func(*args, **(kwargs or {}))
+        if func in _LIKE:
+            return out
+        found: dict[int, Tensor] = {}
+        for x in tree_leaves([*args, *(kwargs or {}).values()]):
+            found.update((id(origin), origin) for origin in self.of(x))
+        if found:
+            for y in tree_leaves((out, args[0]) if func in _WITHOUT_RESULT else out):
+                if isinstance(y, Tensor):
+                    self._known[id(y)] = (y, list(found.values()))
+        return out
 
 
-def origins(x: Tensor, known: dict[int, Any]) -> list[Any]:
-    """Return the parameters that a tensor of a state is, or is computed from."""
-    leaves = [x, *(getattr(node, "variable", None) for node in graph_nodes([x]))]
-    return [known[id(leaf)][1] for leaf in leaves if id(leaf) in known]
-
-
-def _watched(p: Any) -> Any:
-    if not (isinstance(p, Tensor) and (p.is_floating_point() or p.is_complex())):
-        return p
-    return (p.clone() if p.is_inference() else p.detach()).requires_grad_()
+def followed_start(inner: GradientTransformation, params: Any) -> tuple[Any, Origins]:
+    """Return `inner.init(params)`, and what knows which of its tensors copy which parameters."""
+    origins = Origins([p for p in tree_leaves(params) if isinstance(p, Tensor)])
+    with origins:
+        return inner.init(params), origins

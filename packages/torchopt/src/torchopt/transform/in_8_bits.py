@@ -15,7 +15,7 @@ from torchopt.errors import NotDifferentiableError
 from torchopt.params.sharded import require_whole
 from torchopt.torch_internals import in_dispatch_mode
 from torchopt.transform.base import Wrapper
-from torchopt.transform.copies import origins, watched_start
+from torchopt.transform.copies import followed_start
 from torchopt.transform.validate import check_at_least_one
 from torchopt.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import any_watched, is_traced, is_transforming
@@ -106,20 +106,17 @@ class InEightBits(Wrapper):
         large = [x for x in tree_leaves(params) if isinstance(x, Tensor)]
         large = [x for x in large if x.numel() >= self.min_size]
         require_whole(large, "in_8_bits", "give whole tensors, or keep the states as they are")
-        if is_transforming():
-            return tree_map(self._coded, self.inner.init(params))
-        keeps_graph = torch.is_grad_enabled()
-        state, known = watched_start(self.inner, params)
+        state, origins = followed_start(self.inner, params)
         matrices = _matrices(state)
 
         def start(x: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            found = origins(x, known)
+            found = origins.of(x)
+            if is_transforming():
+                return x if found or id(x) in matrices else self._coded(x)
             _require_constants([p for p in found if not _is_trained(p)], DIFFERENTIATED)
-            if found or id(x) in matrices:
+            if found:
                 return x.detach()
-            return self._coded(x if keeps_graph or x.grad_fn is None else x.detach())
+            return x if id(x) in matrices else self._coded(x)
 
         return tree_map(start, state)
 
@@ -137,8 +134,9 @@ class InEightBits(Wrapper):
             return dequantize(x, self.block_size) if is_coded(x) else x
 
         state = tree_map(full, state, is_leaf=is_coded)
-        # The parameters that a program trains in place are leaves of its graph.
-        params = tree_map(lambda p: p.detach() if _is_trained(p) else p, params)
+        if torch.is_grad_enabled():
+            # The parameters that a program trains in place are leaves of its graph.
+            params = tree_map(lambda p: p.detach() if _is_trained(p) else p, params)
         stepped, state = self.inner.update(updates, state, params=params, inplace=inplace)
         _require_constants((stepped, state), DIFFERENTIATED)
         new, spec = tree_flatten(state, none_is_leaf=True)
