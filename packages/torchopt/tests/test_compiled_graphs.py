@@ -184,6 +184,38 @@ def test_a_second_derivative_of_a_convolution_has_no_kernels_of_cotangents(
     assert found.count(aten.convolution_backward.default) == 1
 
 
+def exchanged(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    return x.transpose(0, 1), c.transpose(0, 1)
+
+
+def with_a_rest(x: Tensor, c: Tensor) -> list[Tensor]:
+    """Return what no weight's gradient is: its convolution would have more cotangents."""
+    return [torch.conv2d(*exchanged(x, c), stride=2)]
+
+
+def of_every_second_channel(x: Tensor, c: Tensor) -> list[Tensor]:
+    a, b = exchanged(x, c)
+    return [torch.cat([torch.conv2d(a[:4:2], b[:4:2]), torch.conv2d(a[2:], b[2:])], 1)]
+
+
+def of_a_transposed_one(x: Tensor, c: Tensor) -> list[Tensor]:
+    def spread(x: Tensor, w: Tensor) -> Tensor:
+        return torch.conv_transpose2d(x, w, dilation=2, output_padding=1)
+
+    def pulled(x: Tensor, w: Tensor) -> Any:
+        value, pull = torch.func.vjp(spread, x, w)
+        return pull(value.sin())
+
+    return [*torch.func.vjp(pulled, x, c)[1]((x, c))]
+
+
+@pytest.mark.parametrize("function", [with_a_rest, of_every_second_channel, of_a_transposed_one])
+def test_other_convolutions_with_exchanged_dimensions_stay(function: Any) -> None:
+    given = [random(4, 4, 6, 6), random(4, 4, 5, 5)]
+    lowered = _lowered(make_fx(function)(*given), given)
+    torch.testing.assert_close(lowered(*given), function(*given), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_a_second_derivative_of_a_convolution_is_compiled() -> None:
     twice, given = second_derivative(2, 6, padding=1)

@@ -10,7 +10,8 @@ exchanged. The kernels are then as large as an image, which takes two to five ti
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -51,8 +52,9 @@ def _parts(node: Node) -> list[Node]:
 def _is_plain(node: Any) -> bool:
     if not isinstance(node, Node) or node.target is not aten.convolution.default:
         return False
-    bias, transposed, groups = node.args[2], node.args[6], node.args[8]
-    return bool(bias is None and not transposed and groups == 1)
+    bias, rest = node.args[2], node.args[6:]
+    transposed, added, groups = cast("tuple[bool, list[int], int]", rest)
+    return bool(bias is None and not transposed and not any(added) and groups == 1)
 
 
 def _sources(parts: list[Node]) -> tuple[Node, Node] | None:
@@ -60,8 +62,24 @@ def _sources(parts: list[Node]) -> tuple[Node, Node] | None:
     found = [_exchanged([x.args[i] for x in parts]) for i in (0, 1)]
     if found[0] is None or found[1] is None:
         return None
-    kernel, result = (x.meta["val"].shape[2:] for x in (parts[0].args[1], parts[0]))  # type: ignore[union-attr]
-    return (found[0], found[1]) if kernel.numel() >= result.numel() else None
+    part: Any = parts[0]
+    size, kernel, result = (x.meta["val"].shape[2:] for x in (found[0], part.args[1], part))
+    fits = _is_size_of(kernel, size, result, *part.args[3:6])
+    return (found[0], found[1]) if fits and kernel.numel() >= result.numel() else None
+
+
+def _is_size_of(
+    cotangent: Sequence[int], size: Sequence[int], weight: Sequence[int], *steps: Sequence[int]
+) -> bool:
+    """Return whether a convolution with a weight of this size has cotangents of this size.
+
+    That is so for every second derivative; other programs may convolve with images and channels
+    exchanged too.
+    """
+    if {*map(len, steps)} != {len(size)}:
+        return False
+    rows = zip(cotangent, size, weight, *steps)
+    return all((n + 2 * p - d * (w - 1) - 1) // s + 1 == c for c, n, w, d, p, s in rows)
 
 
 def _exchanged(slices: list[Any]) -> Node | None:
@@ -73,6 +91,8 @@ def _exchanged(slices: list[Any]) -> Node | None:
         whole, sizes = slices[0].args[0], [x.meta["val"].shape[0] for x in slices]
         starts = [i * sizes[0] for i in range(len(slices))]
         if [x.args[:3] for x in slices] != [(whole, 0, start) for start in starts]:
+            return None
+        if any(x.args[4:] not in ((), (1,)) for x in slices):
             return None
         if {*sizes} != {sizes[0]} or sum(sizes) != whole.meta["val"].shape[0]:
             return None
