@@ -115,7 +115,7 @@ def test_the_reference_has_every_public_module() -> None:
             f"diff.{name}"
             for name in (
                 *("attention", "call_state", "closure", "hooks", "places", "problem", "rebuild"),
-                *("recorder", "sealed", "surroundings", "twice_differentiable"),
+                *("recorder", "recurrence", "sealed", "surroundings", "twice_differentiable"),
             )
         ),
     }

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.diff.closure import ATOMS, LIBRARIES, captured, code_names, global_names, root_of
+from torchopt.diff.recurrence import ELEMENTARY
 from torchopt.tree import PyTreeSpec, tree_leaves
 
 __all__ = [
@@ -60,8 +61,9 @@ PURE = (
 )
 # Operations that `twice_differentiable` replaces, and those that it examines.
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
-EXCHANGED = RECURRENT | frozenset(
+EXCHANGED = frozenset(
     {
+        *ELEMENTARY,
         *("scaled_dot_product_attention", "multi_head_attention_forward", "_weight_norm"),
         *("linear_cross_entropy", "mse_loss", "scatter_reduce", "scatter_reduce_"),
         *("register_hook", "register_prehook"),

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from torchopt.diff.attention import attention
 from torchopt.diff.hooks import unchanging, watch_hooks
+from torchopt.diff.recurrence import elementary
 from torchopt.diff.sealed import EXCHANGED, RECURRENT
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import (
@@ -36,6 +37,7 @@ from torchopt.tree import tree_leaves
 from torchopt.tree_function import is_differentiated, is_transforming
 
 __all__ = [
+    "OnceDifferentiable",
     "TwiceDifferentiable",
     "require_second_derivatives",
     "twice_differentiable",
@@ -74,7 +76,7 @@ class TwiceDifferentiable(TorchFunctionMode):
     It avoids fast kernels whose second derivative or forward mode is missing or wrong. Attention
     runs as `attention`; LSTM, GRU and RNN run without mkldnn; `weight_norm` runs as elementary
     operations; `linear_cross_entropy` is not split into chunks. In forward mode `mse_loss` runs as
-    elementary operations.
+    elementary operations; so do recurrent layers and packed sequences where torch has no rule.
 
     A constant in reverse mode is also a constant in forward mode. torch itself lets tangents pass
     through `torch.no_grad()`, mostly by views, and through gradients that are taken without a
@@ -118,7 +120,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         if self._paused and torch.is_grad_enabled() and count_transforms() == self._paused_at:
             self._pause(False)  # no_grad ended unnoticed, in a Function where torch saves a tensor
         if is_transforming() and top_saved_tensor_hooks(True) is not None:
-            _recompute_as_batch()
+            _recompute_as_batch(TwiceDifferentiable)
         if name not in _LOOKED_AT:  # nearly all
             found = func(*args, **(kwargs or {}))
             if self._paused and inner_transforms_are_vmaps(self._paused_at):
@@ -145,6 +147,9 @@ class TwiceDifferentiable(TorchFunctionMode):
         if name == "multi_head_attention_forward":
             # It is written in Python, and torch does not call modes inside it.
             return _with_attention(func)(*args, **kwargs)
+        exchanged = elementary(name, args, kwargs)
+        if exchanged is not None:
+            return exchanged(func, *args, **kwargs)
         if name in RECURRENT:
             with without_recurrent_kernels():
                 return func(*args, **kwargs)
@@ -179,6 +184,22 @@ class TwiceDifferentiable(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class OnceDifferentiable(TorchFunctionMode):
+    """A context for first derivatives of a loss in a transform of torch.func.
+
+    Only what torch cannot run in a transform is changed, recurrent layers, packed sequences and
+    checkpoints; fast kernels and hooks are left alone.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, or its replacement."""
+        kwargs = kwargs or {}
+        if is_transforming() and top_saved_tensor_hooks(True) is not None:
+            _recompute_as_batch(OnceDifferentiable)
+        exchanged = elementary(getattr(func, "__name__", None), args, kwargs)
+        return func(*args, **kwargs) if exchanged is None else exchanged(func, *args, **kwargs)
+
+
 def _mean_square(function: Any, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return `mse_loss`; the forward mode of its mean fails if one argument has no tangent."""
     given = {k: v for k, v in kwargs.items() if v is not None}
@@ -188,11 +209,11 @@ def _mean_square(function: Any, x: Tensor, y: Tensor, *args: Any, **kwargs: Any)
     return found
 
 
-def _recompute_as_batch() -> None:
+def _recompute_as_batch(context: type[TorchFunctionMode]) -> None:
     """Recompute a checkpoint in a vmap if it was made in one; its backward pass is outside."""
     again = vmap_again()
     if again is not None:
-        recompute_in(lambda function: again(twice_differentiable(function)))
+        recompute_in(lambda function: again(_inside(context, function)))
 
 
 def _without_tangent(found: Any, args: Any) -> Any:
@@ -231,10 +252,13 @@ _LOOKED_AT = EXCHANGED | _SWITCHES | {"custom_function_call", "register_hook"}
 
 def twice_differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function with each call inside `TwiceDifferentiable`."""
+    return _inside(TwiceDifferentiable, function)
 
+
+def _inside(context: type[TorchFunctionMode], function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with TwiceDifferentiable():
+        with context():
             return function(*args, **kwargs)
 
     return run

@@ -34,6 +34,7 @@ __all__ = [
     "in_dispatch_mode",
     "in_forward_mode",
     "in_forward_mode_of_this_thread",
+    "in_vmap",
     "in_vmap_of_nothing",
     "inner_transforms_are_vmaps",
     "is_batched",
@@ -45,6 +46,7 @@ __all__ = [
     "is_transforming",
     "is_watched",
     "is_wrapped",
+    "outside_transforms",
     "plain_entry",
     "set_forward_mode",
     "taken_off_old_vmap",
@@ -257,17 +259,34 @@ def count_transforms() -> int:
     return len(_functorch.get_interpreter_stack() or ())
 
 
+@contextlib.contextmanager
+def outside_transforms() -> Iterator[None]:
+    """Return a context in which no transform of torch.func sees operations."""
+    with contextlib.ExitStack() as above:
+        for _ in range(count_transforms()):
+            above.enter_context(temporarily_pop_interpreter_stack())
+        yield
+
+
 def inner_transforms_are_vmaps(count: int) -> bool:
     """Return whether all transforms are vmaps, apart from the outermost `count`."""
     stack = _functorch.get_interpreter_stack() or []
     return all(level.key() == _functorch.TransformType.Vmap for level in stack[count:])
 
 
+def _vmaps() -> list[Any]:
+    stack = _functorch.get_interpreter_stack() or []
+    return [level for level in stack if level.key() == _functorch.TransformType.Vmap]
+
+
+def in_vmap() -> bool:
+    """Return whether one of the transforms around the caller is a vmap."""
+    return bool(_vmaps())
+
+
 def in_vmap_of_nothing() -> bool:
     """Return whether a vmap around the caller has a batch without entries."""
-    stack = _functorch.get_interpreter_stack() or []
-    vmaps = (level for level in stack if level.key() == _functorch.TransformType.Vmap)
-    return any(_functorch.CVmapInterpreterPtr(level).batchSize() == 0 for level in vmaps)
+    return any(_functorch.CVmapInterpreterPtr(level).batchSize() == 0 for level in _vmaps())
 
 
 def _has_derivative(x: Tensor) -> bool:

@@ -21,7 +21,11 @@ from torchopt.base import GradientTransformation
 from torchopt.diff.closure import require_arguments, unseen
 from torchopt.diff.explicit.call import Call, Hole
 from torchopt.diff.explicit.tasks import batched, tasks_in_front
-from torchopt.diff.twice_differentiable import TwiceDifferentiable, require_second_derivatives
+from torchopt.diff.twice_differentiable import (
+    OnceDifferentiable,
+    TwiceDifferentiable,
+    require_second_derivatives,
+)
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import backward_pass, gradient_in_transform
 from torchopt.tree import PyTreeSpec, is_smooth, tree_flatten, tree_unflatten
@@ -128,9 +132,9 @@ def losses_of(
     trees = (call.batch(step), *call.meta)
 
     def evaluated(*arguments: Any) -> tuple[Tensor, Any]:
-        if call.plain or not call.second_order:
+        if call.plain or not (call.second_order or is_transforming()):
             return _value_and_aux(call.loss(*arguments))
-        with TwiceDifferentiable():
+        with TwiceDifferentiable() if call.second_order else OnceDifferentiable():
             return _value_and_aux(call.loss(*arguments))
 
     if call.tasks is None:
