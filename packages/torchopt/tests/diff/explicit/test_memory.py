@@ -162,6 +162,23 @@ def test_a_budget_bounds_what_forward_mode_carries(execute: str) -> None:
     assert peak(budget[1]) <= (in_bytes(budget[1]) or 0)
 
 
+def test_a_trial_of_forward_mode_takes_velocities_without_tangents() -> None:
+    """The tangent of a velocity of zeros has no memory; torch crashed when its bytes were read."""
+    found = []
+    for keep in ("all", "16MiB"):
+        lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        inner = torchopt.inner_loop(
+            lambda p, b, h: ((p * h - b) ** 2).sum(),
+            torchopt.sgd(0.1, momentum=0.5),
+            steps=3,
+            derivative="forward",
+            keep=keep,
+        )
+        result = inner(torch.ones(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64), lr)
+        found += torch.autograd.grad(result.losses.sum(), lr)
+    assert torch.equal(*found)
+
+
 def test_a_trial_step_leaves_no_trace() -> None:
     module = nn.Sequential(nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).double()
 

@@ -170,6 +170,24 @@ def test_a_tensor_that_only_the_aux_depends_on_is_named(
         inner(start, torch.ones(3, 1, dtype=torch.float64) if tasks else torch.ones(2))
 
 
+@pytest.mark.parametrize(("derivative", "keep"), [*WAYS, ("first_order", "all")])
+def test_tensors_of_a_closure_are_constants_without_grad_mode(derivative: str, keep: Any) -> None:
+    weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    inner = torchopt.inner_loop(
+        lambda p, b: (((p - b * weight) ** 2).sum(), {"shift": (p * weight).sum()}),
+        torchopt.sgd(0.5),
+        steps=2,
+        derivative=derivative,
+        keep=keep,
+    )
+    start, batch = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    with torch.no_grad():
+        result = inner(start.requires_grad_(), batch)
+    assert torch.equal(result.params, batch)
+    assert torch.equal(result.aux["shift"], torch.tensor([0.0, 2.0], dtype=torch.float64))
+    assert not result.aux["shift"].requires_grad
+
+
 @pytest.mark.parametrize(("derivative", "keep"), WAYS)
 def test_a_tensor_of_a_closure_that_requires_a_gradient_is_named(
     derivative: str, keep: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -60,6 +61,8 @@ def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
         return run_attached(call, call.inputs)
     reversible = keep == "reversible"
     if not call.wanted or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            call = replace(call, plain=True)  # no derivative is left out, as none is wanted
         run = ReversibleRun(call) if reversible else Run(call, 1)
         with torch.no_grad():
             return run.outputs_with(run.evaluate(*call.inputs))

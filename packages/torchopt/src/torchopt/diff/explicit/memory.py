@@ -11,8 +11,8 @@ from torch import Tensor
 
 from torchopt.errors import KernelUnavailableError
 from torchopt.kernels import buffers
-from torchopt.torch_internals import TorchDispatchMode
-from torchopt.tree import tree_leaves
+from torchopt.torch_internals import TorchDispatchMode, is_zero_tensor
+from torchopt.tree import tree_leaves, tree_map
 
 __all__ = ["CountBytes"]
 
@@ -56,7 +56,11 @@ class CountBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count the tensors that it created."""
         self.peak = max(self.peak, self.now)
-        given = {x.untyped_storage()._cdata for x in _strided((args, kwargs))}
+        tensors = _strided((args, kwargs))
+        if any(map(is_zero_tensor, tensors)):
+            # Tangents of constants. torch reads their memory here, which they do not have.
+            args, kwargs = tree_map(_in_memory, args), tree_map(_in_memory, kwargs)
+        given = {x.untyped_storage()._cdata for x in tensors}
         out = func(*args, **(kwargs or {}))
         for x in _strided(out):
             if x.untyped_storage()._cdata not in given:
@@ -76,6 +80,10 @@ class CountBytes(TorchDispatchMode):
 
         self._alive[key] = weakref.ref(storage, gone)
         self._seen += size
+
+
+def _in_memory(x: Any) -> Any:
+    return torch.zeros_like(x) if isinstance(x, Tensor) and is_zero_tensor(x) else x
 
 
 def _strided(tree: Any) -> list[Tensor]:
