@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torchopt.base import GradientTransformation
+from torchopt.torch_internals import foreach_copy_
 from torchopt.tree import tree_leaves
 
 __all__ = ["Origins", "followed_start"]
@@ -24,7 +25,7 @@ _LIKE = {
     if name.endswith("_like") or name.startswith("new_")
 }
 # They return nothing, and write to their first argument.
-_WITHOUT_RESULT = {Tensor.__setitem__, torch._foreach_copy_}
+_WITHOUT_RESULT = {Tensor.__setitem__, foreach_copy_}
 
 
 class Origins(TorchFunctionMode):
