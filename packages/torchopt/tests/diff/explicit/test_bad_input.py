@@ -27,6 +27,12 @@ MADE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a window": ({"window": 0}, ValueError, "window: expected at least 1, got 0"),
     "a loss": ({"loss": 3}, TypeError, "loss: expected a function"),
     "a dimension of tasks": ({"tasks": 0}, TypeError, r"tasks: expected a tuple .* got int"),
+    "a text among the dimensions of tasks": (
+        {"tasks": ("a", 0)}, TypeError, r"tasks: expected ints, or None, .* got 'a'",
+    ),
+    "a truth among the dimensions of tasks": (
+        {"tasks": (None, (0, True))}, TypeError, r"tasks: expected ints, or None, .* got True",
+    ),
     "the name of a block": (
         {"blocks": "a", "derivative": "mixed"}, TypeError, r"sequence of names, got 'a'",
     ),

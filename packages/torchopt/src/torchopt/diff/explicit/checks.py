@@ -115,6 +115,12 @@ def require_tasks(tasks: Any) -> None:
             "inner_loop: tasks: expected a tuple with a dimension, or None, for params, batch and "
             f"each further argument, such as (None, 0), got {type(tasks).__name__}."
         )
+    for dim in tree_leaves(tasks):
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise TypeError(
+                "inner_loop: tasks: expected ints, or None, as the dimensions of params, batch and "
+                f"each further argument, such as (None, 0), got {dim!r}."
+            )
 
 
 def require_place(place: str, keep: int | str, derivative: str) -> None:
