@@ -123,9 +123,8 @@ def test_gradient_inside_a_vmap_over_a_closure():
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_a_batch_without_entries_is_refused(name):
-    solver, none = SOLVERS[name], torch.zeros(0, 2, 2, dtype=torch.float64)
+def test_a_batch_without_entries_is_refused(solver):
+    none = torch.zeros(0, 2, 2, dtype=torch.float64)
     calls = (
         lambda: torch.func.vmap(lambda b: solver(lambda v: A @ v, b))(none[..., 0]),
         lambda: torch.func.vmap(lambda M: solver(lambda v: M @ v, B))(none),
