@@ -20,7 +20,7 @@ from torchopt.transform.validate import check_at_least_one
 from torchopt.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import any_watched, is_traced, is_transforming
 
-__all__ = ["Quantized", "in_8_bits", "is_coded"]
+__all__ = ["Quantized", "in_8_bits"]
 
 
 DIFFERENTIATED = (
