@@ -14,7 +14,7 @@ def machine_lines(result: Result) -> str:
     """Return a line about the machine and the versions of the result."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    rounds = "three" if result["suite"] == "engines_explicit" else "seven"
+    rounds = "five" if result["suite"] == "engines_explicit" else "seven"
     what = f"processor time, median of {rounds}, and how far the minimum is below it"
     return (
         f"{machine['processor']}, one thread, float64, {machine['system']}; {versions}; {what}, "

@@ -44,11 +44,13 @@ class Average(Rule):
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         """Return the direction and the average."""
-        dtype = torch.promote_types(g.dtype, state[0].dtype)  # lerp takes one dtype
-        weight = self.momentum
+        (old,), weight = state, self.momentum
+        if g.dtype is not old.dtype:  # lerp takes one dtype
+            dtype = torch.promote_types(g.dtype, old.dtype)
+            g, old = g.to(dtype), old.to(dtype)
         if isinstance(weight, Tensor):
-            weight = weight.to(device=g.device, dtype=dtype)
-        u, t = self.averaged(torch.lerp, g.to(dtype), state[0].to(dtype), weight)
+            weight = weight.to(device=g.device, dtype=g.dtype)
+        u, t = self.averaged(torch.lerp, g, old, weight)
         return u, (t,)
 
     def directions(

@@ -43,7 +43,9 @@ class Orthogonalize(LeafRule):
 
     def _kernel(self, grads: list[Tensor]) -> Sequence[Tensor | None] | None:
         """Return the values of `_iterated`; None for tensors that the kernel does not support."""
-        scales = [self._scale(*g.shape) for g in grads]
+        shapes = [g.shape for g in grads]
+        scale = {shape: self._scale(*shape) for shape in set(shapes)}
+        scales = [scale[shape] for shape in shapes]
         numbers = map(float, (*self.coefficients, self.eps))
         found: Sequence[Tensor | None] | None
         found = native.call("newton_schulz", [grads], scales, self.steps, *numbers)
