@@ -21,6 +21,7 @@ __all__ = [
     "as_computed",
     "as_given",
     "dense",
+    "forget_casts",
     "is_narrow",
     "is_special",
     "present_autocast",
@@ -134,6 +135,17 @@ def autocast_devices() -> list[str]:
     """Return the types of device for which autocast is on."""
     devices = _AUTOCAST_DEVICES if any_autocast() else _UNCOUNTED_DEVICES
     return [device for device in devices if torch.is_autocast_enabled(device)]
+
+
+def forget_casts() -> None:
+    """Drop the copies of weights in lower precision that autocast keeps.
+
+    Autocast casts a weight once and keeps the copy until the outermost region ends. After a write
+    to the weight, or if the copy was made without a graph, a later forward pass would use it with
+    the old values, or without a gradient.
+    """
+    if not torch.compiler.is_compiling() and autocast_devices():
+        torch.clear_autocast_cache()
 
 
 def present_autocast() -> Callable[[Function], Function]:

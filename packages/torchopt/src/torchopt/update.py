@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torchopt.errors import LeafTypeError, MismatchError
+from torchopt.precision import forget_casts
 from torchopt.torch_internals import foreach_add_, overlaps_itself
 from torchopt.tree import (
     PyTreeSpec,
@@ -169,6 +170,7 @@ def _are_one_call(params: list[Tensor], updates: list[Tensor]) -> bool:
 @torch.no_grad()
 def add_(params: list[Tensor], updates: list[Tensor]) -> None:
     """Add updates to parameters in place, tensor by tensor."""
+    forget_casts()
     if _are_one_call(params, updates):
         try:
             foreach_add_(params, updates)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.distributed.signature import local_part
+from torchopt.precision import forget_casts
 from torchopt.torch_internals import bump_versions, foreach_copy_
 
 __all__ = ["Contents", "is_same", "looked_at"]
@@ -126,6 +127,7 @@ class Contents:
                 x.data = copy.clone()
                 bump_versions([x])  # graphs that have saved its values then raise
                 self._addresses[k] = x.data_ptr()
+        forget_casts()
         self._versions = self._versions_now()
 
     def _restore_flags(self) -> None:

@@ -16,6 +16,7 @@ from torchopt.optim.as_torch import AsTorch
 from torchopt.optim.named_state import StateGroups, leaf_names
 from torchopt.optim.states import StepLock, copied
 from torchopt.optimizers.native import launch_step, step_inplace
+from torchopt.precision import forget_casts
 from torchopt.transform.compensated import compensated
 from torchopt.transform.in_8_bits import in_8_bits
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_paths, tree_unflatten
@@ -187,6 +188,7 @@ class Optimizer(StateGroups):
                 self.state_groups[0] = state
             else:
                 self._step_groups()
+            forget_casts()
         return loss
 
     def _step_groups(self) -> None:

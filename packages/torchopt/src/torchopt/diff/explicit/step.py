@@ -8,6 +8,7 @@ the gradient of the sum of their losses contains the gradient of each.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from torchopt.diff.twice_differentiable import (
     require_second_derivatives,
 )
 from torchopt.errors import NotDifferentiableError
+from torchopt.precision import forget_casts
 from torchopt.torch_internals import backward_pass, gradient_in_transform
 from torchopt.tree import PyTreeSpec, is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_transforming
@@ -132,10 +134,12 @@ def losses_of(
     trees = (call.batch(step), *call.meta)
 
     def evaluated(*arguments: Any) -> tuple[Tensor, Any]:
-        if call.plain or not (call.second_order or is_transforming()):
-            return _value_and_aux(call.loss(*arguments))
-        with TwiceDifferentiable() if call.second_order else OnceDifferentiable():
-            return _value_and_aux(call.loss(*arguments))
+        is_watched = not call.plain and (call.second_order or is_transforming())
+        watch = TwiceDifferentiable if call.second_order else OnceDifferentiable
+        with watch() if is_watched else contextlib.nullcontext():
+            found = _value_and_aux(call.loss(*arguments))
+        forget_casts()  # the next step has other parameters
+        return found
 
     if call.tasks is None:
         value, aux = evaluated(

@@ -26,6 +26,7 @@ from torchopt.diff.zero_order.precision import (
     warn_of_lost_perturbations,
     widened,
 )
+from torchopt.precision import forget_casts
 from torchopt.tree_function import uncompiled
 
 __all__ = ["SeedGradient", "combine", "estimate", "losses", "perturbed"]
@@ -70,6 +71,7 @@ class SeedGradient:
         for p, total in zip(real, totals):
             if total is not p:
                 p.copy_(total)
+        forget_casts()
 
     def _terms(self, params: Sequence[Tensor]) -> Iterator[tuple[float, Iterator[Tensor]]]:
         """Yield the coefficient of each direction, and its dual leaf by leaf."""
@@ -173,6 +175,7 @@ def perturbed(
             real = _real(params)
             for p, z in zip(real, source.leaves(real, seed, member)):
                 p.add_(z, alpha=scale)
+        forget_casts()
         yield
 
 
@@ -190,6 +193,7 @@ def _kept(tensors: Sequence[Tensor], backup: Sequence[Tensor] | None = None) -> 
         with torch.no_grad():
             for x, b in zip(tensors, backup):
                 x.copy_(b)
+        forget_casts()
 
 
 @uncompiled
