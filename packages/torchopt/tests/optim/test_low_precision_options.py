@@ -246,6 +246,31 @@ def test_matrices_are_no_codes(name: str) -> None:
     assert (ends[1] - ends[0]).norm() < 0.2 * (ends[0] - start).norm()
 
 
+WRAPPED: dict[str, Any] = {
+    "sam": lambda: torchopt.transform.sam(torchopt.sgd(1e-3), rho=1.0),
+    "galore": lambda: torchopt.transform.galore(torchopt.sgd(0.05), rank=8, update_every=3),
+    "sam of galore": lambda: torchopt.transform.sam(
+        torchopt.transform.galore(torchopt.sgd(1e-3), rank=8), rho=1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_a_later_step_takes_back_or_projects_with_is_no_code(name: str) -> None:
+    """SAM leaves the parameters where they were but for its step; bases stay orthogonal."""
+    generator = torch.Generator().manual_seed(0)
+    start, target = torch.randn(2, 64, 64, generator=generator, dtype=torch.float64)
+    ends = []
+    for coded in (False, True):
+        p = start.clone().requires_grad_()
+        optimizer = torchopt.Optimizer([p], WRAPPED[name](), in_8_bits=coded)
+        for _ in range(8):
+            p.grad = p.detach() - target
+            optimizer.step()
+        ends.append(p.detach())
+    assert torch.equal(*ends)
+
+
 def test_schedule_free_averages_are_found_among_codes() -> None:
     params = {"w": torch.randn(64, 64), "b": torch.zeros(3)}
     inner = torchopt.schedule_free_adamw(0.1)

@@ -34,7 +34,7 @@ class ScaleByPsgdState(NamedTuple):
     count: Any
 
     @staticmethod
-    def fields_of_matrices() -> tuple[str, ...]:
+    def exact_fields() -> tuple[str, ...]:
         """Return the fields that `in_8_bits` leaves as they are."""
         return ("factors",)
 

@@ -37,7 +37,7 @@ class ScaleByShampooState(NamedTuple):
     t: Any
 
     @staticmethod
-    def fields_of_matrices() -> tuple[str, ...]:
+    def exact_fields() -> tuple[str, ...]:
         """Return the fields that `in_8_bits` leaves as they are."""
         return ("statistics", "roots")
 

@@ -40,7 +40,7 @@ class ScaleBySoapState(NamedTuple):
     count: Any
 
     @staticmethod
-    def fields_of_matrices() -> tuple[str, ...]:
+    def exact_fields() -> tuple[str, ...]:
         """Return the fields that `in_8_bits` leaves as they are."""
         return ("statistics", "bases")
 

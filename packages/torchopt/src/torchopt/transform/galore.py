@@ -27,6 +27,11 @@ class GaloreState(NamedTuple):
     bases: Any
     inner_state: Any
 
+    @staticmethod
+    def exact_fields() -> tuple[str, ...]:
+        """Return the fields that `in_8_bits` leaves as they are."""
+        return ("bases",)
+
 
 @dataclass(frozen=True)
 class Galore(Wrapper):

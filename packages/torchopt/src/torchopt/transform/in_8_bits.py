@@ -102,21 +102,21 @@ class InEightBits(Wrapper):
         return quantize(x, self.block_size) if self._is_large(x) else x
 
     def init(self, params: Any) -> Any:
-        """Return the state of `inner`, encoded except for matrices and copies of parameters."""
+        """Return the state of `inner`, encoded except for what has to be exact."""
         large = [x for x in tree_leaves(params) if isinstance(x, Tensor)]
         large = [x for x in large if x.numel() >= self.min_size]
         require_whole(large, "in_8_bits", "give whole tensors, or keep the states as they are")
         state, origins = followed_start(self.inner, params)
-        matrices = _matrices(state)
+        exact = _exact(state)
 
         def start(x: Any) -> Any:
             found = origins.of(x)
             if is_transforming():
-                return x if found or id(x) in matrices else self._coded(x)
+                return x if found or id(x) in exact else self._coded(x)
             _require_constants([p for p in found if not _is_trained(p)], DIFFERENTIATED)
             if found:
                 return x.detach()
-            return x if id(x) in matrices else self._coded(x)
+            return x if id(x) in exact else self._coded(x)
 
         return tree_map(start, state)
 
@@ -142,7 +142,8 @@ class InEightBits(Wrapper):
         new, spec = tree_flatten(state, none_is_leaf=True)
         # What `init` left as it is stays so.
         kept = map(self._is_large, old) if len(old) == len(new) else [False] * len(new)
-        coded = [x if keep else self._coded(x) for x, keep in zip(new, kept)]
+        exact = _exact(state)
+        coded = [x if keep or id(x) in exact else self._coded(x) for x, keep in zip(new, kept)]
         return stepped, tree_unflatten(spec, coded)
 
 
@@ -151,15 +152,17 @@ def is_coded(x: Any) -> bool:
     return isinstance(x, Quantized)
 
 
-def _matrices(state: Any) -> set[int]:
-    """Return the ids of the tensors in the fields of matrices of a state."""
+def _exact(state: Any) -> set[int]:
+    """Return the ids of the tensors in the `exact_fields` of states."""
+    found: set[int] = set()
 
-    def has_matrices(x: Any) -> bool:
-        return hasattr(type(x), "fields_of_matrices")
+    def look(node: Any) -> bool:
+        for name in type(node).exact_fields() if hasattr(type(node), "exact_fields") else ():
+            found.update(map(id, tree_leaves(getattr(node, name))))
+        return False
 
-    nodes = filter(has_matrices, tree_leaves(state, is_leaf=has_matrices))
-    fields = [getattr(node, f) for node in nodes for f in node.fields_of_matrices()]
-    return {id(x) for field in fields for x in field}
+    tree_leaves(state, is_leaf=look)
+    return found
 
 
 def _is_trained(p: Any) -> bool:
@@ -185,8 +188,8 @@ def in_8_bits(
 
     Copies of the parameters in a state, such as the iterates of schedule-free optimizers and the
     slow weights of lookahead, stay as they are: steps smaller than the error would be lost in them.
-    So do the matrices of Shampoo, SOAP and PSGD, which would no longer be positive definite,
-    orthogonal or triangular.
+    So do the matrices of Shampoo, SOAP, PSGD and GaLore, which would no longer be positive
+    definite, orthogonal or triangular, and the ascent of `sam`, from which steps go back.
 
     Codes have no derivative: use it for steps in place. A differentiated step raises.
 

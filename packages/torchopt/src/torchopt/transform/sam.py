@@ -36,6 +36,11 @@ class SamState(NamedTuple):
     climb: Any
     inner_state: Any
 
+    @staticmethod
+    def exact_fields() -> tuple[str, ...]:
+        """Return the fields that `in_8_bits` leaves as they are."""
+        return ("climb",)
+
 
 @dataclass(frozen=True)
 class Sam(Wrapper):
