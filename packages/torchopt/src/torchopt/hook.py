@@ -52,7 +52,9 @@ class RegisterHook(LeafRule):
     """u = g, with a backward hook on g."""
 
     hook: Callable[[Tensor], Tensor | None]
-    widens: ClassVar[bool] = False  # the hook is registered on the gradient itself
+    # The hook is registered on the gradient itself.
+    widens: ClassVar[bool] = False
+    complex_numbers: ClassVar[str] = "whole"
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool

@@ -193,3 +193,28 @@ def test_muon_differs_from_torch_by_the_dtype_of_the_iteration_alone(
                     optimizer.step()
             for x, y in zip(ours, theirs):
                 torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-13)
+
+
+def test_a_hook_sees_a_complex_derivative_as_one_number() -> None:
+    g = random(3, dtype=COMPLEX).requires_grad_()
+    weights = random(3, seed=1, dtype=COMPLEX)
+    seen = []
+
+    def phase(derivative: Tensor) -> Tensor:
+        seen.append(derivative)
+        return derivative / derivative.abs()
+
+    hooked = torchopt.register_hook(phase)
+    u, _ = hooked.update(g * 1, hooked.init(g))
+    (got,) = torch.autograd.grad((u * weights.conj()).real.sum(), g)
+    torch.testing.assert_close(seen, [weights])
+    torch.testing.assert_close(got, weights / weights.abs())
+
+
+def test_hooks_for_nan_take_complex_derivatives() -> None:
+    g = random(2, dtype=COMPLEX).requires_grad_()
+    hooked = torchopt.register_hook(torchopt.hook.zero_nan_hook)
+    u, _ = hooked.update(g * 1, hooked.init(g))
+    weights = torch.tensor([complex(float("nan"), 2.0), 3.0 + 4.0j], dtype=COMPLEX)
+    (got,) = torch.autograd.grad(u, g, weights)
+    assert got.tolist() == [2.0j, 3.0 + 4.0j]
