@@ -237,6 +237,18 @@ def results_by_calls() -> Any:
     return results_of_every_kind()
 
 
+def frozen_layer() -> Any:
+    """Return loss and gradients of a module whose frozen layer starts differently on each rank."""
+    net = make_net(seed=todist.get_rank())
+    net[0].requires_grad_(False)
+    cache = torch.full((2,), float(todist.get_rank()))
+    net.register_buffer("cache", cache, persistent=False)
+    engine = todist.TaskParallel(net)
+    net.cache = cache  # what is not saved may differ
+    step = engine.backward(lambda t: ((net(t[0]) - t[1]) ** 2).mean(), make_tasks(3))
+    return step.losses, [p.grad for p in net[1:].parameters()]
+
+
 def differing(what: str) -> Any:
     """Return every rank's error when the ranks do different things."""
     rank = todist.get_rank()
@@ -257,6 +269,14 @@ def differing(what: str) -> Any:
         engine = todist.TaskParallel({"theta": theta, "big": big})
         big.requires_grad_(rank == 1)
         loss = lambda t: quadratic(theta, t) + big.sum() * t  # noqa: E731
+    if what in ("frozen", "buffers"):
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2)).double()
+        engine = todist.TaskParallel(net)
+        if what == "frozen":  # another layer on each rank, of the same shapes
+            net[rank].requires_grad_(False)
+        elif rank == 1:
+            net(torch.ones(3, 2, dtype=F64))  # outside of a step
+        loss = lambda t: (net(torch.eye(2, dtype=F64)) * t).sum()  # noqa: E731
     if what in ("buckets", "seed", "schedule"):
         options: Any = {
             "buckets": {"bucket_bytes": 2**12 << rank},

@@ -98,6 +98,8 @@ def test_the_caller_does_not_see_what_a_function_writes_into_its_arguments(stand
         ("steps", "number of steps on every rank, got 1 on rank 0 and 0 on rank 1"),
         ("weights", "same weights on every rank"),
         ("parameters", "parameters on every rank, got 1 tensors"),
+        ("frozen", "places of the parameters among all leaves on every rank, got [2, 3, 4, 5]"),
+        ("buffers", "parameters and buffers on every rank, those of ranks [1] differ from rank 0"),
         ("buckets", "same settings on every rank, got engine"),
         ("seed", "seed=1"),
         ("schedule", "dynamic, deterministic=False"),
@@ -111,6 +113,13 @@ def test_ranks_that_disagree_get_an_error_and_continue(standing, what, words):
         assert kind == "differs"
         assert words in trace
         assert again == 9.0
+
+
+def test_frozen_parameters_are_those_of_rank_0(standing):
+    ((losses, grads),) = standing(programs.run, 1, "frozen_layer")
+    assert min(g.abs().max() for g in grads) > 1e-4
+    for got_losses, got in standing(programs.run, 3, "frozen_layer"):
+        same([got_losses, *got], [losses, *grads])
 
 
 def test_ranks_that_differentiate_different_results_raise(standing):

@@ -59,7 +59,7 @@ class Signature:
         tasks: int,
         weights: Sequence[float] | None,
     ) -> None:
-        self._params = params
+        self._params, self._places = params, form.places
         self._facts = (
             engine.steps,
             tasks,
@@ -76,7 +76,7 @@ class Signature:
         if engine.group.size == 1 or (engine.steps != 1 and engine.steps % _REPLICA_CHECK):
             return None
         # On the CPU, so that equal values on different devices have the same digest.
-        own = b"".join(digest(local_part(p.detach()).cpu()) for p in self._params)
+        own = b"".join(digest(local_part(x.detach()).cpu()) for x in engine.replicas(self._params))
         return zlib.crc32(own)
 
     def difference(self, group: Group) -> WorkerError:
@@ -84,6 +84,8 @@ class Signature:
         facts: dict[str, Any] = {"operation": "a step of TaskParallel"}
         facts.update(zip(_FACTS, self._facts))
         facts["parameters"] = kinds_of(self._params)
+        facts["places of the parameters among all leaves"] = str(self._places)
+        facts["values"] = facts.pop("values")  # the last to be compared
         return difference(group, facts)
 
 
@@ -155,9 +157,9 @@ def difference(group: Group, facts: dict[str, Any]) -> WorkerError:
         task = f"step {everyone[usual]['number of steps'] + 1}"
     if what == "values":
         text = (
-            f"expected the same parameters on every rank, those of ranks {ranks} differ from "
-            f"rank {group.ranks[usual]}; every rank has to start from the same values and to take "
-            "the same optimizer steps"
+            f"expected the same parameters and buffers on every rank, those of ranks {ranks} "
+            f"differ from rank {group.ranks[usual]}; every rank has to start from the same values "
+            "and to take the same optimizer steps"
         )
     else:
         one, other = _apart(expected, values[differing[0]])

@@ -13,9 +13,10 @@ or from function values. The result does not depend on the number of ranks.
 from __future__ import annotations
 
 import enum
+import operator
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.distributed.arguments import checked_weights
-from torchopt.distributed.before import parts_of
 from torchopt.distributed.buckets import filled
 from torchopt.distributed.contents import Contents
 from torchopt.distributed.gradients import is_small
 from torchopt.distributed.group import Group
+from torchopt.distributed.replicas import compared, copied, leaves_of
 from torchopt.distributed.session import DEFAULT_TIMEOUT
 from torchopt.distributed.signature import agree, kinds_of, local_part, refuse
 from torchopt.distributed.sparse import sparse_positions
@@ -43,8 +44,10 @@ __all__ = ["MetaStep", "TaskParallel"]
 class Form:
     """What follows from the shapes, dtypes and devices of the parameters."""
 
+    params: list[Tensor]  # held: a later parameter could have the address of one that is gone
     kinds: list[Any]
-    code: int  # the same on every rank if shapes and dtypes are
+    places: list[int]  # among all leaves
+    code: int  # the same on every rank if places, shapes and dtypes are
     is_small: bool
     sparse: list[int]
     fill: list[list[int]]
@@ -92,7 +95,8 @@ class TaskParallel:
             buffers. Inner loops use `torchopt.inner_loop` or `torch.func.grad`, not a
             meta-optimizer.
         group: A process group of torch.distributed; None: the world.
-        sync: Copy the parameters and buffers of rank 0 to all ranks at construction.
+        sync: Copy the parameters, also frozen ones, and buffers of rank 0 to all ranks at
+            construction.
 
     Raises:
         ValueError: There is nothing to differentiate, a parameter is not a leaf or has no shape
@@ -153,7 +157,7 @@ class TaskParallel:
         self.contents: list[Contents] = []  # memory for copies that no step uses
         self._held = tree_leaves(params)
         self._names = [".".join(map(_name_of, path)) for path in tree_paths(params)]
-        self._form = Form([], 0, is_small=False, sparse=[], fill=[])
+        self._form = Form([], [], [], 0, is_small=False, sparse=[], fill=[])
         self.modules = [x for x in self._held if isinstance(x, nn.Module)]
         self.reducers = [
             part
@@ -188,7 +192,7 @@ class TaskParallel:
         """The parameters that are differentiated: the leaves that require gradients now."""
         found: dict[int, Tensor] = {}
         for leaf in self._held:
-            for x in _leaves_of(leaf):
+            for x in leaves_of(leaf):
                 if not isinstance(x, Tensor) or not x.requires_grad:
                     continue
                 if isinstance(x, nn.UninitializedParameter):
@@ -207,35 +211,43 @@ class TaskParallel:
     def form_of(self, params: list[Tensor]) -> Form:
         """Return the facts that follow from the shapes and dtypes of parameters."""
         # A parameter may get other contents and gradients in its place: `module.double()`.
-        kinds = [
-            (id(p), p.shape, p.dtype, getattr(p, "grad_dtype", p.dtype), p.device) for p in params
-        ]
-        if kinds != self._form.kinds:
-            if self.group.size > 1 and any(kind[3] is None for kind in kinds):
+        kinds = [(p.shape, p.dtype, getattr(p, "grad_dtype", p.dtype), p.device) for p in params]
+        known = self._form
+        if kinds != known.kinds or any(map(operator.is_not, params, known.params)):
+            if self.group.size > 1 and any(kind[2] is None for kind in kinds):
                 raise ValueError(
                     "`params`: expected gradients of a known dtype, which all ranks sum up, got a "
                     "parameter with grad_dtype=None; set its grad_dtype to the dtype that the "
                     "tasks give it"
                 )
-            code = zlib.crc32(repr([kind[1:4] for kind in kinds]).encode())
+            places = self._places()
+            code = zlib.crc32(repr([places, *(kind[:3] for kind in kinds)]).encode())
             small = self.group.device.type == "cpu" and is_small(params, self.bucket_bytes)
             sparse = sparse_positions(self.modules, params)
             fill = filled(params, self.bucket_bytes, sparse)
-            self._form = Form(kinds, code, small, sparse, fill)
+            self._form = Form(params, kinds, places, code, small, sparse, fill)
         return self._form
+
+    def replicas(self, params: list[Tensor]) -> list[Tensor]:
+        """Return the tensors that have to be equal on all ranks before a step."""
+        return compared(params, self._held, only_shards=self.is_fsdp)
+
+    def _places(self) -> list[int]:
+        """Return the positions, among all leaves, of those that require gradients."""
+        leaves = [x for held in self._held for x in leaves_of(held)]
+        return [k for k, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]
 
     @torch.no_grad()
     def _sync(self) -> None:
         if self.group.size == 1:
             return
-        tensors, names = self.params, [*self._names]
+        tensors, names = copied(self._held), [*self._names]
         for module in self.modules:
-            tensors += [b for b in module.buffers() if b is not None]
             names += [name for name, _ in module.named_parameters()]
             names += [name for name, _ in module.named_buffers()]
         with self.group.turn():
             # A module that was built in the order of a set has another order on each rank.
-            facts = {"tensors": kinds_of(tensors), "names": names}
+            facts = {"tensors": kinds_of(tensors), "names": names, "leaves": self._places()}
             agree(self.group, "the start of TaskParallel", facts)
             for x in tensors:
                 self.group.broadcast_(local_part(x.detach()), "the start of TaskParallel")
@@ -301,18 +313,6 @@ def _name_of(key: Any) -> str:
     if isinstance(key, tuple):
         return str([*map(_name_of, key)])
     return str(key) if isinstance(key, (str, int, float, enum.Enum)) else type(key).__name__
-
-
-def _leaves_of(held: Any) -> Iterable[Any]:
-    if not isinstance(held, nn.Module):
-        return (held,)
-    kind = type(held)
-    if (kind.parameters, kind.named_parameters) != (
-        nn.Module.parameters,
-        nn.Module.named_parameters,
-    ):
-        return held.parameters()
-    return [x for part in parts_of([held]) for x in part._parameters.values()]
 
 
 def _is_fsdp(module: nn.Module) -> bool:
