@@ -109,6 +109,21 @@ def saves_a_step_again(path: str) -> Any:
     return found, len(list(Path(f"{path}.shards").iterdir()))
 
 
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def saves_a_sum_that_is_pending(path: str) -> Any:
+    """Return what is told about a DTensor whose ranks hold the terms of a sum."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    mesh = _mesh((todist.get_world_size(),))
+    terms = DTensor.from_local(torch.ones(4), mesh, [Partial()])
+    checkpoint = todist.Checkpoint(path)
+    try:
+        checkpoint.save(1, {"net": [terms]})
+    except TypeError as error:
+        return str(error), checkpoint.load()
+    return None
+
+
 def no_room(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import tempfile
+import threading
 import time
 import warnings
 import weakref
@@ -1135,6 +1136,28 @@ def users_own_world(file: str | None = None) -> Any:
     return step.loss.item(), p.grad[0].item(), failed[:3]
 
 
+def late_in_their_own_world(late: int, folder: str) -> Any:
+    """Return what a rank is told whose group has another one that is late, and a later step."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    p = torch.ones(3, requires_grad=True)
+    told, found = Path(folder) / "told", ""
+    if dist.get_rank() == late:
+        while not told.exists():
+            time.sleep(0.02)
+    else:
+        try:
+            todist.TaskParallel([p], timeout=0.5)
+        except TimeoutError as error:
+            found = str(error)
+        told.touch()
+    loss = todist.TaskParallel([p]).backward(lambda t: (p * t).sum(), [1.0, 2.0]).loss.item()
+    todist.shutdown()
+    dist.destroy_process_group()
+    return found, loss
+
+
 @todist.auto_init_rpc(backend="gloo", timeout=30.0)
 def sub_groups() -> Any:
     """Return the owners and the failed rank, as each half of four ranks sees them."""
@@ -1168,9 +1191,25 @@ def lives(folder: str) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def spawning(folder: str) -> None:
-    """Start a world that does not end, and wait for it."""
+def spawning(folder: str, forks: bool) -> None:
+    """Start a world that does not end, and wait for it.
+
+    Args:
+        folder: Where everybody writes.
+        forks: Whether this process also has a child that keeps all its pipes open.
+    """
     tempfile.tempdir = folder
+
+    def fork() -> None:
+        while not all((Path(folder) / f"alive.{rank}").exists() for rank in range(3)):
+            time.sleep(0.02)
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(PATIENCE,))
+        child.start()
+        (Path(folder) / "part").write_text(str(child.pid))
+        (Path(folder) / "part").rename(Path(folder) / "forked")
+
+    if forks:
+        threading.Thread(target=fork, daemon=True).start()
     modules = ["torch", "torchopt.distributed", "distributed_programs"]
     multiprocessing.set_forkserver_preload(modules)
     todist.spawn(lives, 3, (folder,), start_method="forkserver")

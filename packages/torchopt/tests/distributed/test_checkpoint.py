@@ -241,6 +241,14 @@ def test_a_save_that_rank_0_cannot_make_is_refused_on_every_rank(standing, tmp_p
         assert last[0] == 3
 
 
+def test_a_sum_that_is_pending_is_not_saved(standing, tmp_path):
+    path = str(tmp_path / "state.pt")
+    for told, loaded in standing(programs.saves_a_sum_that_is_pending, 2, path):
+        assert "Partial" in told
+        assert "$['net'][0]" in told
+        assert loaded is None
+
+
 def test_a_step_that_is_saved_again_keeps_the_first_shards_until_the_end(standing, tmp_path):
     path = str(tmp_path / "state.pt")
     for (saved, after_failures, afterwards), folders in standing(

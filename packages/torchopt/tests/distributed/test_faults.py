@@ -151,6 +151,15 @@ def test_a_world_that_the_program_opened_itself(made, apart):
         assert failed == (0, "task 1 of 2", "raised")
 
 
+@pytest.mark.parametrize("late", [0, 1])
+@ahead(lambda folder, late: in_world(programs.late_in_their_own_world, 2, late, str(folder)))
+def test_a_rank_that_is_late_for_the_first_engine_is_named(made, late):
+    told, nothing = made if late == 1 else made[::-1]
+    assert f"within 0.5 s, ranks [{late}] are missing" in told[0]
+    assert nothing[0] == ""
+    assert told[1] == nothing[1] == 1.5 * 3
+
+
 @ahead(lambda folder: in_world(programs.sub_groups, 4))
 def test_sub_groups_name_ranks_as_the_world_does(made):
     *first, third, fourth = made
@@ -158,23 +167,28 @@ def test_sub_groups_name_ranks_as_the_world_does(made):
     assert third == fourth == ((2, 3), (3, "task 2 of 2", "raised"))
 
 
-def spawning_and_ended(folder: Path, how: signal.Signals) -> tuple[bool, bool]:
+def spawning_and_ended(folder: Path, how: signal.Signals, forks: bool) -> tuple[bool, bool]:
     """Return whether the workers and the folder are gone a second after their spawner ended."""
-    with started(programs.spawning, [(str(folder),)]) as (parent,):
+    with started(programs.spawning, [(str(folder), forks)]) as (parent,):
         alive = [folder / f"alive.{rank}" for rank in range(3)]
+        forked = [folder / "forked"] if forks else []
         try:
-            assert waited(lambda: all(map(Path.exists, alive)))
+            assert waited(lambda: all(map(Path.exists, [*alive, *forked])))
         finally:
             os.kill(parent.pid, how)
         pids = [int(path.read_text()) for path in alive]
         are_gone = waited(lambda: not any(map(runs, pids)), 1.0)
-        return are_gone, waited(lambda: not list(folder.glob("torchopt-*")), 1.0)
+        is_removed = waited(lambda: not list(folder.glob("torchopt-*")), 1.0)
+        for path in forked:
+            assert runs(int(path.read_text()))
+            os.kill(int(path.read_text()), signal.SIGKILL)
+        return are_gone, is_removed
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(("how", "forks"), [(signal.SIGTERM, False), (signal.SIGKILL, True)])
 @ahead(spawning_and_ended)
-def test_workers_end_with_the_process_that_spawned_them(made, how):
-    """Both processes that wait and processes that hang."""
+def test_workers_end_with_the_process_that_spawned_them(made, how, forks):
+    """Both processes that wait and processes that hang, also if a child of it lives on."""
     assert made == (True, True)
 
 

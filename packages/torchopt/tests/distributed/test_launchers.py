@@ -230,6 +230,24 @@ def test_rank_0_waits_for_its_port_and_says_which_is_taken(monkeypatch):
     meeting._listener("127.0.0.1", port, 1).close()
 
 
+@pytest.mark.parametrize("what", ["rank 0", "store"])
+def test_what_is_missing_at_the_store_of_a_launcher_is_named(monkeypatch, what):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = store.port if what == "rank 0" else free_port()
+    for name, value in {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }.items():
+        monkeypatch.setenv(name, value)
+    told = {
+        "rank 0": "rank 1: expected rank 0 on this machine within 0.5 s, found none",
+        "store": f"rank 1: expected the launcher's store at port {port} within 0.5 s, found none",
+    }
+    with pytest.raises(TimeoutError, match=told[what]):
+        meeting.meet_on_this_machine(1, (0, 1), 0.5)
+
+
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
 def test_rank_0_may_have_an_address_of_ipv6():
     with meeting._listener("::1", 0, 1) as listener:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["FOLDER", "HUB", "Folder", "has_locks", "is_met_at", "place_of"]
+__all__ = ["FOLDER", "HUB", "Folder", "has_locks", "is_met_at", "place_of", "point"]
 
 FOLDER = "TORCHOPT_FOLDER"  # where the processes of `spawn` meet
 HUB = "hub"  # a file that rank 0 keeps locked
@@ -74,6 +75,14 @@ def place_of(port: str) -> Path:
     """Return the file through which processes meet if all they know is a port."""
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     return Path(tempfile.gettempdir()) / f"torchopt-of-{user}-{port}"
+
+
+def point(place: Path, path: Path) -> None:
+    """Copy the file at `path` to `place` atomically, readable by this user only."""
+    part = place.with_name(f"{place.name}.{secrets.token_hex(8)}")
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(path.read_text())
+    os.replace(part, place)
 
 
 def is_met_at(place: Path) -> bool:

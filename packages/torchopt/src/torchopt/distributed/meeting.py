@@ -31,7 +31,7 @@ from typing import Any
 import torch.distributed as dist
 
 from torchopt.distributed.board import Board
-from torchopt.distributed.folder import FOLDER, HUB, Folder, is_met_at, place_of
+from torchopt.distributed.folder import FOLDER, HUB, Folder, is_met_at, place_of, point
 from torchopt.distributed.hub_store import HubStore
 from torchopt.distributed.link import StrangerError, connect
 from torchopt.distributed.watch import Watch
@@ -40,8 +40,8 @@ __all__ = [
     "Meeting",
     "loopback_interface",
     "meet_across_machines",
-    "meet_at",
     "meet_by",
+    "meet_in",
     "meet_on_this_machine",
     "on_one_machine",
     "require_address",
@@ -145,14 +145,16 @@ def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> M
     """Return the world if all its processes run on this machine."""
     if FOLDER in os.environ:
         place = Path(os.environ[FOLDER]) / HUB
-        return meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
+        return meet_at(lambda: place, lambda path: point(place, path), rank, ranks, timeout)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = launcher_store(rank, len(ranks), timeout)
-
-        def find() -> Path:
-            return Path(store.get(_ADDRESS).decode())
-
-        return meet_at(find, lambda path: store.set(_ADDRESS, str(path)), rank, ranks, timeout)
+        try:
+            store = launcher_store(rank, len(ranks), timeout)
+        except dist.DistError as error:
+            raise TimeoutError(
+                f"rank {rank}: expected the launcher's store at port {os.environ['MASTER_PORT']} "
+                f"within {timeout:g} s, found none; torchrun has ended, or `timeout` is too short"
+            ) from error
+        return meet_in(store, _ADDRESS, rank, ranks, timeout)
     port = os.environ["MASTER_PORT"]
     place = place_of(port)
     if rank == ranks[0] and is_met_at(place):
@@ -162,7 +164,7 @@ def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> M
         )
     withdraw = partial(place.unlink, missing_ok=True) if rank == ranks[0] else _nothing
     try:
-        met = meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
+        met = meet_at(lambda: place, lambda path: point(place, path), rank, ranks, timeout)
     except BaseException:
         withdraw()
         raise
@@ -170,12 +172,15 @@ def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> M
     return met
 
 
-def _point(place: Path, path: Path) -> None:
-    """Copy the file at `path` to `place` atomically, readable by this user only."""
-    part = place.with_name(f"{place.name}.{secrets.token_hex(8)}")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(path.read_text())
-    os.replace(part, place)
+def meet_in(store: Any, key: str, rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
+    """Return the world of one machine; the path of the hub's file is in a store of torch."""
+
+    def find() -> Path:
+        if not store.check([key]):  # `get` would wait and then name nobody
+            raise FileNotFoundError(key)
+        return Path(store.get(key).decode())
+
+    return meet_at(find, lambda path: store.set(key, str(path)), rank, ranks, timeout)
 
 
 def meet_at(
@@ -219,7 +224,7 @@ def meet_at(
             address = ("127.0.0.1", int(record["port"]))
             token = os.environ.get(TOKEN) or str(record["token"])
             link = connect(address, rank, ranks, token, timeout)
-        except (OSError, ValueError, KeyError, StrangerError) as error:
+        except (OSError, ValueError, KeyError, StrangerError, dist.DistError) as error:
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"rank {rank}: expected rank {ranks[0]} on this machine within {timeout:g} s, "

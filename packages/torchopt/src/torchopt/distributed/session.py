@@ -19,10 +19,10 @@ import multiprocessing
 import multiprocessing.util
 import os
 import socket
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +35,7 @@ from torchopt.distributed.inside import require_no_task
 from torchopt.distributed.meeting import Meeting
 from torchopt.distributed.slots import Slots
 from torchopt.distributed.watch import Watch
-from torchopt.torch_internals import abort_on
+from torchopt.torch_internals import abort_on, store_of
 
 if TYPE_CHECKING:
     from torchopt.distributed.group import Group
@@ -118,6 +118,7 @@ class Session:
 
 _current: Session | None = None
 _adopted: dict[tuple[int, ...], Session] = {}  # for process groups that the program made
+_adoptions: defaultdict[tuple[int, ...], int] = defaultdict(int)  # how often by these ranks
 
 
 def current() -> Session | None:
@@ -220,22 +221,23 @@ def adopt(group: Any, timeout: float = DEFAULT_TIMEOUT) -> Session:
         return _adopted[ranks]
     require_no_task(ranks)
     rank = dist.get_rank()
-    names: list[Any] = [None] * len(ranks)
-    dist.all_gather_object(names, socket.gethostname(), group=group)
-    told: list[Any] = [None]
-
-    def tell(value: Any) -> None:
-        told[0] = str(value)
-        dist.broadcast_object_list(told, src=ranks[0], group=group)
-
-    def hear() -> Any:
-        if told[0] is None:
-            dist.broadcast_object_list(told, src=ranks[0], group=group)
-        return told[0]
-
+    store, key = store_of(group), _key_of(ranks)
+    names = _call_the_roll(store, key, rank, ranks, timeout)
+    _adoptions[ranks] += 1
     if len(set(names)) == 1:
-        met = meeting.meet_at(lambda: Path(hear()), tell, rank, ranks, timeout)
+        met = meeting.meet_in(store, key, rank, ranks, timeout)
     else:
+        told: list[Any] = [None]
+
+        def tell(value: Any) -> None:
+            told[0] = str(value)
+            dist.broadcast_object_list(told, src=ranks[0], group=group)
+
+        def hear() -> Any:  # not by the store, which may tell everyone the token
+            if told[0] is None:
+                dist.broadcast_object_list(told, src=ranks[0], group=group)
+            return told[0]
+
         given = os.environ.get("MASTER_ADDR") if ranks[0] == 0 else None
         host = given or socket.gethostbyname(names[0])
         met = meeting.meet_by(hear, tell, host, rank, ranks, timeout)
@@ -245,6 +247,37 @@ def adopt(group: Any, timeout: float = DEFAULT_TIMEOUT) -> Session:
     if len(ranks) == dist.get_world_size():
         _current = session
     return session
+
+
+def _key_of(ranks: tuple[int, ...]) -> str:
+    """Return a key in a store for the next world of these ranks."""
+    short = hashlib.blake2b(str(ranks).encode(), digest_size=8).hexdigest()
+    return f"torchopt/{short}/{_adoptions[ranks]}"
+
+
+def _call_the_roll(
+    store: Any, key: str, rank: int, ranks: tuple[int, ...], timeout: float
+) -> list[str]:
+    """Wait for all ranks of a process group; return the names of their machines.
+
+    Nobody watches over them yet, and an operation of the group would wait for its own timeout.
+
+    Raises:
+        TimeoutError: A rank does not come.
+    """
+    keys = [f"{key}/{r}" for r in ranks]
+    store.set(f"{key}/{rank}", socket.gethostname())
+    deadline = time.monotonic() + timeout
+    while not store.check(keys):
+        if time.monotonic() > deadline:
+            missing = [r for r, k in zip(ranks, keys) if not store.check([k])]
+            raise TimeoutError(
+                f"rank {rank}: expected ranks {list(ranks)} of the process group to begin to work "
+                f"with torchopt within {timeout:g} s, ranks {missing} are missing; make the same "
+                "engines on every rank of the group, or raise `timeout`"
+            )
+        time.sleep(0.01)
+    return [store.get(k).decode() for k in keys]
 
 
 # --- closing --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from torchopt.distributed.group import Group
-from torchopt.tree import tree_flatten, tree_map, tree_unflatten
+from torchopt.tree import tree_flatten, tree_map, tree_paths, tree_unflatten
 
 __all__ = ["Writing", "clean", "fresh", "problem", "restored", "split"]
 
@@ -40,11 +40,22 @@ def _dcp() -> Any:
 
 
 def split(state: Any) -> tuple[Any, dict[str, Any]]:
-    """Return a state with descriptions in place of DTensors, and the DTensors by number."""
+    """Return a state with descriptions in place of DTensors, and the DTensors by number.
+
+    Raises:
+        TypeError: The ranks hold the terms of a sum, of which only one would be saved.
+    """
     leaves, spec = tree_flatten(state, none_is_leaf=True)
     found: dict[str, Any] = {}
     for k, x in enumerate(leaves):
         if _is_dtensor(x):
+            if any(p.is_partial() for p in x.placements):
+                path = tree_paths(state, none_is_leaf=True)[k]
+                raise TypeError(
+                    "Checkpoint.save: expected DTensors whose sums are complete, got placements "
+                    f"{list(x.placements)} at ${''.join(f'[{key!r}]' for key in path)}; "
+                    "redistribute it first, to Replicate() or Shard()"
+                )
             number = str(len(found))
             found[number] = x.detach()
             mesh = x.device_mesh

@@ -15,6 +15,7 @@ __all__ = [
     "remove_fsdp_hooks",
     "rpc_agent_is_set",
     "rpc_barrier",
+    "store_of",
 ]
 
 
@@ -55,3 +56,10 @@ def rpc_barrier(api: Any, names: set[str]) -> None:
     """Wait until the named RPC workers have reached this barrier; no names: all workers."""
     everyone = {info.name for info in api._get_current_rpc_agent().get_worker_infos()}
     api._barrier(names or everyone)
+
+
+def store_of(group: Any) -> Any:
+    """Return the store through which the processes of a process group have met."""
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._world.pg_map[group][1]
