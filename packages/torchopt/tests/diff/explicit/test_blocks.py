@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchopt
-from torchopt.diff.explicit import block_code, compiled_block, products
+from torchopt.diff.explicit import block_code, blocks, compiled_block, products
 from torchopt.diff.explicit.products import Products
 from torchopt.diff.explicit.trace import Kept, ready
 from torchopt.errors import CompilerError, NotDifferentiableError, NotTraceableError
@@ -509,9 +509,9 @@ def test_a_counter_of_operations_sees_blocks() -> None:
         return (out * scale).square().mean()
 
     counts = []
-    for blocks in ((), None):
+    for chosen in ((), None):
         with FlopCounterMode(display=False) as counter:
-            gradients(net, loss, None, draw(5, WIDTH), derivative="mixed", blocks=blocks)
+            gradients(net, loss, None, draw(5, WIDTH), derivative="mixed", blocks=chosen)
         counts.append(counter.get_total_flops())
     assert 0 < counts[0] < counts[1] < 2 * counts[0]
 
@@ -674,14 +674,15 @@ def test_programs_keep_products_that_fit(
         return (out * scale).square().mean()
 
     expected, counts = gradients(net, loss, None, draw(5, WIDTH)), []
-    for share in (0, 0.02, 1):
+    for share, room in ((0, 0), (0.02, 0), (1, 0), (0, 1 << 20)):
         monkeypatch.setattr(compiled_block, "_codes", Kept())
         monkeypatch.setattr(block_code, "SHARE", share)
+        monkeypatch.setattr(blocks, "ROOM", room)
         with CountProducts() as products_of_run:
             require_close(expected, gradients(net, loss, None, draw(5, WIDTH), **BLOCKS))
         counts.append(products_of_run.count)
     # In each of two blocks and steps, both products and their tangents, each of which takes two.
-    assert counts[0] - counts[2] == 6 * 2 * 2
+    assert counts[0] - counts[2] == counts[0] - counts[3] == 6 * 2 * 2
     # There is room for one: the tangent of the second, which takes the most time for its memory.
     assert counts[0] - counts[1] == 2 * 2 * 2
 

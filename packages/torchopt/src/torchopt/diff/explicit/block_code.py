@@ -4,7 +4,8 @@
 Both come from one trace, in forward over reverse mode where arguments have tangents. The second
 computes the block again, except products of matrices, which take the most time for their memory. In
 a first derivative all of them are kept. In forward over reverse mode, where the states and their
-cotangents need memory too, they may take twice the memory of the arguments.
+cotangents need memory too, they may take twice the memory of the arguments, or an equal part of
+64 MiB for all blocks if that is more.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ from torchopt.tree import is_smooth, tree_flatten
 
 __all__ = ["WORDS", "BlockCode", "BlockTracing"]
 
-# In forward over reverse mode, products may take so many times the memory of the arguments.
+# In forward over reverse mode, products may take so many times the memory of the arguments, or so
+# many bytes in all blocks together.
 SHARE = 2.0
+ROOM = 64 << 20
 WORDS = Words(WHERE, f"name the blocks without this one, or {WAY_OUT}", WAY_OUT)
 
 
@@ -77,16 +80,17 @@ class BlockCode:
         graph: The graph of values and cotangents.
         form: Its results.
         size: The number of arguments before the cotangents.
+        room: The bytes that products may take whatever the arguments take.
         curved: Whether some of these are tangents; then those of the cotangents are arguments too.
     """
 
     def __init__(
-        self, graph: torch.fx.GraphModule, form: BlockForm, size: int, *, curved: bool
+        self, graph: torch.fx.GraphModule, form: BlockForm, size: int, room: int, *, curved: bool
     ) -> None:
         self.form, self.curved = form, curved
         self._count = len(form.pushed) + sum(form.pushed)
         given = [n.meta["val"].nbytes for n in graph.graph.nodes if n.op == "placeholder"]
-        room = int(SHARE * sum(given[:size])) if curved else sys.maxsize
+        room = max(room, int(SHARE * sum(given[:size]))) if curved else sys.maxsize
         first, second, self._passed = split_graph(
             graph, self._count, range(size, len(given)), recompute=True, room=room
         )
@@ -159,12 +163,13 @@ class BlockTracing:
         self._wanted, self._given, self._held = wanted, given, held
         self._pushed = [t is not None for t in tangents]
 
-    def code(self, arguments: list[Tensor], seen: Surroundings) -> BlockCode:
+    def code(self, arguments: list[Tensor], seen: Surroundings, room: int) -> BlockCode:
         """Trace the block.
 
         Args:
             arguments: Inputs, parameters, buffers and tangents.
             seen: The surroundings of the block.
+            room: See `BlockCode`.
         """
         copies = [x.clone() for x in arguments]
         held = copies[len(self._wanted) : len(self._wanted) + self._held]
@@ -194,7 +199,7 @@ class BlockTracing:
             )
         repeats_removed(trace.graph)
         curved = any(self._pushed)
-        return BlockCode(trace.graph, trace.form, len(arguments), curved=curved)
+        return BlockCode(trace.graph, trace.form, len(arguments), room, curved=curved)
 
     def _evaluated(self, arguments: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Any]:
         """Return the leaves of the graph, the tensors of the value, and its leaves and tree."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from torchopt.diff.closure import captured
 from torchopt.diff.explicit.block import call_block
+from torchopt.diff.explicit.block_code import ROOM
 from torchopt.diff.explicit.compiled_block import call_compiled
 from torchopt.params.swap import Swap
 from torchopt.torch_internals import top_saved_tensor_hooks
@@ -87,12 +88,12 @@ def rematerialised(blocks: Sequence[nn.Module], compiled: bool = False) -> Itera
             if not count:
                 block.__dict__["forward"] = _Wrapped(block, block.forward)
             _patched[id(block)] = count + 1, present
-    before = getattr(_active, "on", False), getattr(_active, "compiled", False)
-    _active.on, _active.compiled = True, compiled
+    before = getattr(_active, "on", False), getattr(_active, "room", None)
+    _active.on, _active.room = True, ROOM // len(blocks) if compiled else None
     try:
         yield
     finally:
-        _active.on, _active.compiled = before
+        _active.on, _active.room = before
         with _lock:
             for block in blocks:
                 count, present = _patched.pop(id(block))
@@ -118,8 +119,8 @@ class _Wrapped:
         if top_saved_tensor_hooks(True) is not None:  # such as a checkpoint around the block
             return self._forward(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs), none_is_leaf=True)
-        if _active.compiled:
-            return call_compiled(self._block, self._forward, leaves, spec)
+        if _active.room is not None:
+            return call_compiled(self._block, self._forward, leaves, spec, _active.room)
         where = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         named = dict(self._block.named_parameters())
         tensors: list[Any] = [*(leaves[i] for i in where), *named.values()]

@@ -38,7 +38,7 @@ _codes: Kept[BlockCode] = Kept()
 
 
 def call_compiled(
-    block: nn.Module, forward: Callable[..., Any], leaves: Sequence[Any], spec: Any
+    block: nn.Module, forward: Callable[..., Any], leaves: Sequence[Any], spec: Any, room: int
 ) -> Any:
     """Return the result of a block, by the programs of its form.
 
@@ -47,6 +47,7 @@ def call_compiled(
         forward: Its own forward.
         leaves: The leaves of its arguments.
         spec: Their tree.
+        room: See `BlockCode`.
     """
     if is_transforming():
         raise NotTraceableError(
@@ -91,7 +92,7 @@ def call_compiled(
     key: Hashable = (
         reached.key, spec, tuple(where), tuple((type(x), repr(x)) for x in others), settings(),
         names, tuple(form_of(x) for x in (*values, *held)), tuple(wanted),
-        tuple(None if t is None else form_of(t.detach()) for t in tangents), tuple(needed),
+        tuple(None if t is None else form_of(t.detach()) for t in tangents), tuple(needed), room,
     )  # fmt: skip
     arguments = [x.detach() for x in (*values, *held, *present(tangents))]
 
@@ -101,7 +102,7 @@ def call_compiled(
 
     def make() -> BlockCode:
         trace = BlockTracing(forward, function, wanted, needed, len(held), tangents)
-        code = trace.code(arguments, surroundings())
+        code = trace.code(arguments, surroundings(), room)
         logger.info("traced a block, a %s, with its derivative", type(block).__name__)
         return code
 
