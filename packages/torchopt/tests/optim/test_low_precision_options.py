@@ -219,6 +219,29 @@ def test_copies_of_parameters_lose_no_small_steps(name: str, start: float) -> No
     assert (ends[1] - ends[0]).norm() < 0.1 * moved
 
 
+@pytest.mark.parametrize("option", ["compensated", "in_8_bits"])
+def test_the_average_of_asgd_is_not_rounded(option: str) -> None:
+    """It moves by 1/k of a distance, and is no copy of a parameter at the start."""
+    dtype = torch.bfloat16 if option == "compensated" else torch.float64
+    generator = torch.Generator().manual_seed(0)
+    start, target = torch.randn(2, 64, 64, generator=generator).to(dtype).double()
+    ends = []
+    for exact in (True, False):
+        p = start.to(torch.float64 if exact else dtype, copy=True).requires_grad_()
+        optimizer = torchopt.ASGD([p], lr=0.02, t0=0.0, **{} if exact else {option: True})
+        for _ in range(300):
+            p.grad = (p.detach().double() - target).to(p.dtype)
+            optimizer.step()
+        (found,) = [x for x in tree_leaves(optimizer.state_groups) if is_average(x, p)]
+        ends.append(found.double())
+    assert (ends[1] - ends[0]).norm() < 0.01 * ends[0].norm()
+
+
+def is_average(x: Any, p: Tensor) -> bool:
+    wide = torch.promote_types(p.dtype, torch.float32)
+    return isinstance(x, Tensor) and x.shape == p.shape and x.dtype is wide
+
+
 MATRICES: dict[str, Any] = {
     "shampoo": lambda: torchopt.shampoo(0.05),
     "soap": lambda: torchopt.soap(0.05),

@@ -24,6 +24,11 @@ class ScaleByAsgdState(NamedTuple):
     average: Any
     count: Any
 
+    @staticmethod
+    def exact_fields() -> tuple[str, ...]:
+        """Return the fields that `in_8_bits` leaves as they are, and `compensated` in float32."""
+        return ("average",)
+
 
 @dataclass(frozen=True)
 class ASGD(Rule):

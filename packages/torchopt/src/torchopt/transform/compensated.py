@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import dense, widened
 from torchopt.transform.base import Wrapper
-from torchopt.transform.copies import followed_start
+from torchopt.transform.copies import exact_tensors, followed_start
 from torchopt.tree import (
     flatten_up_to,
     require_tensor_tree,
@@ -40,7 +40,8 @@ class Compensated(Wrapper):
         require_tensor_tree(params, "init(params): a parameter")
         rest = tree_map(lambda p: torch.zeros_like(p, requires_grad=False), params)
         state, origins = followed_start(self.inner, params)
-        state = tree_map(lambda x: widened(x) if origins.of(x) else x, state)
+        exact = exact_tensors(state)
+        state = tree_map(lambda x: widened(x) if origins.of(x) or id(x) in exact else x, state)
         return CompensatedState(rest=rest, inner_state=state)
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:

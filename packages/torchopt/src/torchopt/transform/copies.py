@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the copies of parameters in a state, such as the iterates of schedule-free optimizers."""
+"""Find the parts of a state that need full precision, such as copies of parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchopt.base import GradientTransformation
 from torchopt.torch_internals import foreach_copy_
 from torchopt.tree import tree_leaves
 
-__all__ = ["Origins", "followed_start"]
+__all__ = ["Origins", "exact_tensors", "followed_start"]
 
 
 # Their results have only the form of their argument.
@@ -66,3 +66,16 @@ def followed_start(inner: GradientTransformation, params: Any) -> tuple[Any, Ori
     origins = Origins([p for p in tree_leaves(params) if isinstance(p, Tensor)])
     with origins:
         return inner.init(params), origins
+
+
+def exact_tensors(state: Any) -> set[int]:
+    """Return the ids of the tensors in the `exact_fields` of states."""
+    found: set[int] = set()
+
+    def look(node: Any) -> bool:
+        for name in type(node).exact_fields() if hasattr(type(node), "exact_fields") else ():
+            found.update(map(id, tree_leaves(getattr(node, name))))
+        return False
+
+    tree_leaves(state, is_leaf=look)
+    return found

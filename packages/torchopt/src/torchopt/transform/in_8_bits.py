@@ -15,7 +15,7 @@ from torchopt.errors import NotDifferentiableError
 from torchopt.params.sharded import require_whole
 from torchopt.torch_internals import in_dispatch_mode
 from torchopt.transform.base import Wrapper
-from torchopt.transform.copies import followed_start
+from torchopt.transform.copies import exact_tensors, followed_start
 from torchopt.transform.validate import check_at_least_one
 from torchopt.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import any_watched, is_traced, is_transforming
@@ -107,7 +107,7 @@ class InEightBits(Wrapper):
         large = [x for x in large if x.numel() >= self.min_size]
         require_whole(large, "in_8_bits", "give whole tensors, or keep the states as they are")
         state, origins = followed_start(self.inner, params)
-        exact = _exact(state)
+        exact = exact_tensors(state)
 
         def start(x: Any) -> Any:
             found = origins.of(x)
@@ -142,7 +142,7 @@ class InEightBits(Wrapper):
         new, spec = tree_flatten(state, none_is_leaf=True)
         # What `init` left as it is stays so.
         kept = map(self._is_large, old) if len(old) == len(new) else [False] * len(new)
-        exact = _exact(state)
+        exact = exact_tensors(state)
         coded = [x if keep or id(x) in exact else self._coded(x) for x, keep in zip(new, kept)]
         return stepped, tree_unflatten(spec, coded)
 
@@ -150,19 +150,6 @@ class InEightBits(Wrapper):
 def is_coded(x: Any) -> bool:
     """Return whether a leaf of a state is a quantized tensor."""
     return isinstance(x, Quantized)
-
-
-def _exact(state: Any) -> set[int]:
-    """Return the ids of the tensors in the `exact_fields` of states."""
-    found: set[int] = set()
-
-    def look(node: Any) -> bool:
-        for name in type(node).exact_fields() if hasattr(type(node), "exact_fields") else ():
-            found.update(map(id, tree_leaves(getattr(node, name))))
-        return False
-
-    tree_leaves(state, is_leaf=look)
-    return found
 
 
 def _is_trained(p: Any) -> bool:
@@ -186,8 +173,9 @@ def in_8_bits(
     0.0071 s_b, 0.0043 s_b, 0.00085 s_b, 0.00017 s_b, ... if |x| is at most s_b, 0.1 s_b,
     0.01 s_b, 0.001 s_b, ... Elements below 2.7e-7 s_b can become zero, so the eps of Adam matters.
 
-    Copies of the parameters in a state, such as the iterates of schedule-free optimizers and the
-    slow weights of lookahead, stay as they are: steps smaller than the error would be lost in them.
+    Copies of the parameters in a state, such as the iterates of schedule-free optimizers, the slow
+    weights of lookahead and the average of ASGD, stay as they are: steps smaller than the error
+    would be lost in them.
     So do the matrices of Shampoo, SOAP, PSGD and GaLore, which would no longer be positive
     definite, orthogonal or triangular, and the ascent of `sam`, from which steps go back.
 
