@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 __all__ = [
     "CheckpointError",
     "CompilerError",
@@ -117,3 +120,15 @@ _WORKER_FAILURES = {
     "left": "exited while others still needed it",
     "differs": "differs from the others",
 }
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, with the place of the innermost caller outside of torchopt and torch."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and _is_library(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_library(module: str) -> bool:
+    return module.partition(".")[0] in ("torchopt", "torch", "optree")

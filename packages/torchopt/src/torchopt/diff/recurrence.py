@@ -21,10 +21,13 @@ from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import (
     below_transforms,
     in_forward_mode,
+    in_make_fx,
     in_vmap,
     is_batched,
+    is_packed,
     is_transforming,
     outside_transforms,
+    packed_read,
 )
 
 __all__ = ["ELEMENTARY", "elementary"]
@@ -38,10 +41,11 @@ _OPTIONS = ("has_biases", "num_layers", "dropout", "train", "bidirectional", "ba
 
 def _layer(function: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     """Return the outputs, the last h of each layer and direction and, for an LSTM, the last c."""
-    name, is_packed = function.__name__, _is_packed(args, kwargs)
-    given = dict(zip((*(_PACKED if is_packed else _SEQUENCE), *_OPTIONS), args), **kwargs)
+    name = function.__name__
+    packed = is_packed(name, args, kwargs)
+    given = dict(zip((*(_PACKED if packed else _SEQUENCE), *_OPTIONS), args), **kwargs)
     batch_first, sizes = given.get("batch_first", False), None
-    if is_packed:
+    if packed:
         sizes = _shared(given["batch_sizes"], "a packed sequence").tolist()
         x = given["data"]
     else:
@@ -64,10 +68,6 @@ def _layer(function: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         if given["train"] and given["dropout"] > 0 and layer < given["num_layers"] - 1:
             x = drop(x, given["dropout"])
     return x.transpose(0, 1) if batch_first else x, *map(torch.stack, zip(*ends))
-
-
-def _is_packed(args: Any, kwargs: Any) -> bool:
-    return not isinstance(args[3], bool) if len(args) > 3 else "batch_first" not in kwargs
 
 
 def _cell(
@@ -217,7 +217,13 @@ def _padded(
 
 
 def _shared(lengths: Tensor, where: str) -> Tensor:
-    """Return lengths outside all transforms; raise if each task has its own."""
+    """Return lengths outside all transforms; raise if each task has its own.
+
+    Raises:
+        HostReadError: The caller is traced.
+    """
+    if in_make_fx():
+        raise packed_read()
     if is_batched(lengths):
         raise NotDifferentiableError(
             f"{where}: expected lengths that all tasks share, because they determine the shapes, "
@@ -248,5 +254,6 @@ def elementary(name: str | None, args: Any, kwargs: Any) -> Callable[..., Any] |
     needed = in_vmap() or name in _PACKING
     if not needed and name in _STEPS:
         # Of kernels other than those of the CPU, some have no forward mode.
-        needed = _is_packed(args, kwargs) or (*args, kwargs.get("input"))[0].device.type != "cpu"
+        device = (*args, kwargs.get("input"))[0].device
+        needed = is_packed(name, args, kwargs) or device.type != "cpu"
     return ELEMENTARY[name] if needed else None

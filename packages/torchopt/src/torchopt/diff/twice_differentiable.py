@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 from collections.abc import Callable, Sequence
@@ -18,20 +19,24 @@ from torchopt.diff.recurrence import elementary
 from torchopt.diff.sealed import EXCHANGED, RECURRENT
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import (
+    checkpoint_of,
     correct_second_derivatives,
     count_transforms,
     forward_mode_enabled,
     in_forward_mode,
     inner_transforms_are_vmaps,
     is_batched,
+    is_checkpoint_in_transform,
     is_once_differentiable,
     recompute_in,
+    saved_tensor_hooks_allowed,
     set_forward_mode,
     top_saved_tensor_hooks,
     vmap_again,
     weight_norm,
     with_forward_mode,
     without_recurrent_kernels,
+    without_saved_tensor_hooks,
 )
 from torchopt.tree import tree_leaves
 from torchopt.tree_function import is_differentiated, is_transforming
@@ -70,7 +75,55 @@ def require_second_derivatives(
         )
 
 
-class TwiceDifferentiable(TorchFunctionMode):
+class _Recomputing(TorchFunctionMode):
+    """A context in which activation checkpoints work in transforms of torch.func.
+
+    In a single vmap they recompute, in that vmap. In other transforms, where torch refuses them,
+    they keep what they would otherwise recompute.
+    """
+
+    def __enter__(self) -> Any:
+        """Enter the context."""
+        self._hooks = contextlib.ExitStack()
+        if is_transforming():
+            self._hooks.enter_context(saved_tensor_hooks_allowed())
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Leave the context."""
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._hooks.close()
+        if isinstance(error, RuntimeError) and is_checkpoint_in_transform(error):
+            raise NotDifferentiableError(
+                "checkpoint: expected use_reentrant=False in a transform of torch.func, got a "
+                "checkpoint with use_reentrant=True, which torch refuses there"
+            ) from error
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, or its replacement."""
+        kwargs = kwargs or {}
+        if not is_transforming() or top_saved_tensor_hooks(True) is None:
+            return self.run(func, args, kwargs)
+        again = vmap_again()
+        if again is not None:  # the backward pass is outside of the vmap
+            recompute_in(lambda function: again(_inside(type(self), function)))
+            return self.run(func, args, kwargs)
+        with without_saved_tensor_hooks() as hooks:
+            if not all(checkpoint_of(pack) for pack, _ in hooks):
+                raise NotDifferentiableError(
+                    "expected no hooks for saved tensors in a transform of torch.func, got "
+                    "torch.autograd.graph.saved_tensors_hooks, which torch refuses there; leave "
+                    "them out, or differentiate by backward()"
+                )
+            return self.run(func, args, kwargs)
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation, or its replacement."""
+        raise NotImplementedError
+
+
+class TwiceDifferentiable(_Recomputing):
     """A context in which attention, recurrent layers and weight_norm have all derivatives.
 
     It avoids fast kernels whose second derivative or forward mode is missing or wrong. Attention
@@ -90,20 +143,22 @@ class TwiceDifferentiable(TorchFunctionMode):
         self._level = self._paused_at = 0
         self._nodes: list[Any] = []  # nodes of graphs that may get hooks
 
-    def __enter__(self) -> TwiceDifferentiable:
+    def __enter__(self) -> Any:
         """Enter the context."""
         self._has_tangents = in_forward_mode()  # not a forward mode that begins inside
         self._level = max(count_transforms(), 1)  # lower levels are checked on their whole graphs
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Leave the context."""
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._pause(False)
-        for node in self._nodes:
-            watch_hooks(node)
-        self._nodes = []
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            self._pause(False)
+            for node in self._nodes:
+                watch_hooks(node)
+            self._nodes = []
 
     def _pause(self, paused: bool) -> None:
         """Switch forward mode off, or on again if this context switched it off."""
@@ -114,15 +169,13 @@ class TwiceDifferentiable(TorchFunctionMode):
             set_forward_mode(True)
             self._paused = False
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operation, or its replacement."""
         name = getattr(func, "__name__", None)
         if self._paused and torch.is_grad_enabled() and count_transforms() == self._paused_at:
             self._pause(False)  # no_grad ended unnoticed, in a Function where torch saves a tensor
-        if is_transforming() and top_saved_tensor_hooks(True) is not None:
-            _recompute_as_batch(TwiceDifferentiable)
         if name not in _LOOKED_AT:  # nearly all
-            found = func(*args, **(kwargs or {}))
+            found = func(*args, **kwargs)
             if self._paused and inner_transforms_are_vmaps(self._paused_at):
                 return _without_tangent(found, args)
             if name == "__get__" and found is not None:
@@ -131,7 +184,6 @@ class TwiceDifferentiable(TorchFunctionMode):
                 elif self._has_tangents and func == _GRADIENT:
                     return found if found.requires_grad else found.detach()
             return found
-        kwargs = kwargs or {}
         recompute_in(twice_differentiable)  # so that a checkpoint runs the same operations
         if name == "register_hook":
             hook = kwargs["hook"] if len(args) < 2 else args[1]
@@ -184,18 +236,15 @@ class TwiceDifferentiable(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class OnceDifferentiable(TorchFunctionMode):
+class OnceDifferentiable(_Recomputing):
     """A context for first derivatives of a loss in a transform of torch.func.
 
     Only what torch cannot run in a transform is changed, recurrent layers, packed sequences and
     checkpoints; fast kernels and hooks are left alone.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operation, or its replacement."""
-        kwargs = kwargs or {}
-        if is_transforming() and top_saved_tensor_hooks(True) is not None:
-            _recompute_as_batch(OnceDifferentiable)
         exchanged = elementary(getattr(func, "__name__", None), args, kwargs)
         return func(*args, **kwargs) if exchanged is None else exchanged(func, *args, **kwargs)
 
@@ -207,13 +256,6 @@ def _mean_square(function: Any, x: Tensor, y: Tensor, *args: Any, **kwargs: Any)
         return (x - y).square().mean()
     found: Tensor = function(x, y, *args, **kwargs)
     return found
-
-
-def _recompute_as_batch(context: type[TorchFunctionMode]) -> None:
-    """Recompute a checkpoint in a vmap if it was made in one; its backward pass is outside."""
-    again = vmap_again()
-    if again is not None:
-        recompute_in(lambda function: again(_inside(context, function)))
 
 
 def _without_tangent(found: Any, args: Any) -> Any:

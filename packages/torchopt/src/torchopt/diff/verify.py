@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from torch import Tensor
 from torchopt.diff.engine import Engine
 from torchopt.diff.problem import InnerCall
 from torchopt.diff.surroundings import Surroundings
-from torchopt.errors import GradientMismatchError
+from torchopt.errors import GradientMismatchError, warn_caller
 from torchopt.torch_internals import in_forward_mode, is_batched_by_old_vmap
 from torchopt.tree import tree_flatten, tree_unflatten
 from torchopt.tree_function import apply_sweep, is_transforming
@@ -165,10 +164,9 @@ def checked(value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return value.run_inner(*args, **kwargs)  # the next call is checked instead
     report.calls += 1
     if is_transforming() or in_forward_mode():
-        warnings.warn(
+        warn_caller(
             "Verify: expected a call outside of torch.func transforms and forward mode, got one "
-            "inside; its gradient is not checked. Use tasks= instead of vmap, and backward().",
-            stacklevel=3,
+            "inside; its gradient is not checked. Use tasks= instead of vmap, and backward()."
         )
         return value.run_inner(*args, **kwargs)
     return _Check(value, inner, number).run()
@@ -227,10 +225,9 @@ class _Check:
         if self._is_done or not pairs:
             return
         if is_transforming():
-            warnings.warn(
+            warn_caller(
                 "Verify: expected a backward pass for one gradient, got one for a batch, as with "
-                "is_grads_batched=True; it is not checked. Take one gradient before it.",
-                stacklevel=2,
+                "is_grads_batched=True; it is not checked. Take one gradient before it."
             )
             return
         if not cotangents:

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import enum
-import warnings
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from torchopt.errors import TorchOptError
+from torchopt.errors import TorchOptError, warn_caller
 from torchopt.shown import described
 from torchopt.tree_function import max_over_batch
 
@@ -135,4 +134,4 @@ def report_failure(status: Tensor, on_fail: OnFail, solver: object) -> None:
     message = f"Linear solve by {described(solver)}: {worst.name}. {worst.sentence}"
     if on_fail == "raise":
         raise LinearSolveError(message)
-    warnings.warn(message, LinearSolveWarning, stacklevel=3)
+    warn_caller(message, LinearSolveWarning)

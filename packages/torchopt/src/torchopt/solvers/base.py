@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import enum
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ from torchopt.diff.engine import Engine
 from torchopt.diff.implicit.inner import Implicit
 from torchopt.diff.surroundings import Surroundings
 from torchopt.diff.twice_differentiable import twice_differentiable
-from torchopt.errors import TorchOptError
+from torchopt.errors import TorchOptError, warn_caller
 from torchopt.linear_solve.iterate import iterate, norm
 from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.result import refuse_function
@@ -153,7 +152,7 @@ def report_outcome(status: Tensor, on_fail: OnFail, solver: object) -> None:
     message = f"{solver}: {worst.name}. {worst.sentence}"
     if on_fail == "raise":
         raise SolverError(message)
-    warnings.warn(message, SolverWarning, stacklevel=3)
+    warn_caller(message, SolverWarning)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ __all__ = [
     "pack_hooks",
     "recompute_in",
     "reentrant_checkpoint",
+    "saved_tensor_hooks_allowed",
     "top_saved_tensor_hooks",
     "without_saved_tensor_hooks",
 ]
@@ -58,6 +59,20 @@ def without_saved_tensor_hooks() -> Iterator[list[tuple[Callable[..., Any], Call
     finally:
         for pair in pairs:
             _autograd._push_saved_tensors_default_hooks(*pair)
+
+
+@contextlib.contextmanager
+def saved_tensor_hooks_allowed() -> Iterator[None]:
+    """Return a context in which hooks for saved tensors may be set, which torch.func forbids."""
+    message = _autograd._saved_tensors_hooks_get_disabled_error_message()
+    if message is None:
+        yield
+        return
+    _autograd._saved_tensors_hooks_enable()
+    try:
+        yield
+    finally:
+        _autograd._saved_tensors_hooks_disable(message)
 
 
 def pack_hooks() -> list[Callable[..., Any]]:

@@ -16,8 +16,10 @@ __all__ = [
     "draws_numbers",
     "hooks_of_all_modules",
     "is_host_read",
+    "is_packed",
     "lifted_constants",
     "listed_weights",
+    "packed_read",
     "repeats_removed",
     "traced_graph",
     "weights_that_follow",
@@ -28,7 +30,21 @@ aten = torch.ops.aten
 
 
 class HostReadError(Exception):
-    """While a function is traced, a value is read on the host or determines a shape."""
+    """While a function is traced, a value is read on the host or determines a shape.
+
+    Args:
+        what: What reads it.
+        remedy: What to do instead.
+    """
+
+    def __init__(self, what: str, remedy: str = "Use torch.where") -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+def packed_read() -> HostReadError:
+    """Return the error for a packed sequence, whose lengths determine shapes."""
+    return HostReadError("a packed sequence", "Use padded sequences and a mask for the padding")
 
 
 class _HostReads(TorchDispatchMode):
@@ -61,7 +77,23 @@ class _MemoryReads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS_OF_MEMORY:
             raise HostReadError(func.__name__)
+        if is_packed(getattr(func, "__name__", ""), args, kwargs or {}):
+            raise packed_read()
         return func(*args, **(kwargs or {}))
+
+
+def is_packed(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Return whether an operation of torch takes or makes a packed sequence.
+
+    Args:
+        name: The name of the operation.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+    """
+    if name not in _RECURRENT:
+        return name in _PACKING
+    # A recurrent layer takes (data, batch_sizes, hx, params, ...), or (input, hx, params, ...).
+    return not isinstance(args[3], bool) if len(args) > 3 else "batch_first" not in kwargs
 
 
 _TABLES_OF_HOOKS: list[dict[int, Any]] = [
@@ -69,6 +101,8 @@ _TABLES_OF_HOOKS: list[dict[int, Any]] = [
     for name, table in vars(torch.nn.modules.module).items()
     if name.startswith("_global") and name.endswith("_hooks")
 ]
+_RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
+_PACKING = frozenset(("_pack_padded_sequence", "_pad_packed_sequence"))
 _READS_OF_MEMORY = frozenset((Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__))
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "in_dispatch_mode",
     "in_forward_mode",
     "in_forward_mode_of_this_thread",
+    "in_make_fx",
     "in_vmap",
     "in_vmap_of_nothing",
     "inner_transforms_are_vmaps",
@@ -219,7 +220,12 @@ _tracing_state: Any = torch._C._get_tracing_state
 
 def is_traced() -> bool:
     """Return whether operations are traced to run later, which would miss a kernel call."""
-    return _is_compiling() or _dispatch_mode(_PROXY) is not None or _tracing_state() is not None
+    return _is_compiling() or in_make_fx() or _tracing_state() is not None
+
+
+def in_make_fx() -> bool:
+    """Return whether operations are traced by `make_fx`."""
+    return _dispatch_mode(_PROXY) is not None
 
 
 def in_dispatch_mode() -> bool:

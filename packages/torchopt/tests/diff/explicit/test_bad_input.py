@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import builtins
+from functools import partial
 from typing import Any
 
 import pytest
@@ -62,6 +63,17 @@ CALLED: dict[str, tuple[Any, Any, tuple[Any, ...], dict[str, Any], type[Exceptio
         lambda w, b: torch.ones(()), None, (), {}, NotDifferentiableError, "does not depend",
     ),
     "a keyword": (None, torchopt.sgd(0.1), (), {"lr": 0.1}, TypeError, "a constructor.*'lr'"),
+    "an unknown keyword": (
+        None, torchopt.sgd, (), {"lr": 0.1, "learning_rate": 0.2}, TypeError,
+        r"that sgd takes \(lr, momentum, .*\), got lr, learning_rate: got an unexpected keyword",
+    ),
+    "a missing keyword": (
+        None, torchopt.sgd, (), {}, TypeError, r"that sgd takes \(lr, .*\), got none: missing",
+    ),
+    "an unknown keyword of a partial": (
+        None, partial(torchopt.adam, eps=1e-3), (), {"rate": 0.2}, TypeError,
+        r"that adam takes \(lr, .*\), got rate: got an unexpected keyword",
+    ),
 }  # fmt: skip
 
 
@@ -84,8 +96,10 @@ def test_a_module_in_place_of_parameters_is_refused() -> None:
 def test_more_tangents_than_parameters_warn() -> None:
     inner = torchopt.inner_loop(loss_of, torchopt.sgd, steps=1, derivative="forward")
     lr = torch.tensor(0.1, requires_grad=True)
-    with pytest.warns(UserWarning, match=r"parameters \(2\), got 3; each step is taken 3 more"):
+    message = r"parameters \(2\), got 3; each step is taken 3 more"
+    with pytest.warns(UserWarning, match=message) as warned:
         inner(torch.ones(2, requires_grad=True), lr=lr)
+    assert warned[0].filename == __file__
 
 
 def test_a_budget_under_a_transform() -> None:

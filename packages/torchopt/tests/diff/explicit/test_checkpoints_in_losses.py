@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import torchopt
+from torchopt.errors import NotDifferentiableError
 
 draw = torch.Generator().manual_seed(0)
 W = torch.randn(4, 4, generator=draw, dtype=torch.float64)
@@ -104,3 +105,89 @@ def test_checkpoints_are_right_in_a_batch_of_tasks(way: dict[str, Any]) -> None:
         found.append(torch.autograd.grad(total, scale)[0])
     assert found[0].abs() > 1e-6
     torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
+
+
+def loop_by_hand(function: Callable[[Tensor], Tensor], w: Tensor, scale: Tensor) -> Tensor:
+    def loss(w: Tensor) -> Tensor:
+        return scale * function(w).square().mean()
+
+    for _ in range(2):
+        w = w - 0.1 * torch.func.grad(loss)(w)
+    return w
+
+
+def total(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *args: function(*args).pow(3).sum()
+
+
+SCALE = torch.tensor(0.7, dtype=torch.float64)
+MANY = torch.stack([W, W.sin()])
+TRANSFORMS: dict[str, Callable[[Any], Any]] = {
+    "vmap": lambda f: torch.func.vmap(f, (0, None))(MANY, SCALE),
+    "grad": lambda f: torch.func.grad(total(f), 1)(W, SCALE),
+    "jvp": lambda f: torch.func.jvp(lambda s: f(W, s), (SCALE,), (SCALE,))[1],
+    "hessian": lambda f: torch.func.hessian(total(f), 1)(W, SCALE),
+    "vmap of grad": lambda f: torch.func.vmap(torch.func.grad(total(f), 1), (0, None))(MANY, SCALE),
+    "grad of vmap": lambda f: torch.func.grad(
+        lambda s: torch.func.vmap(f, (0, None))(MANY, s).pow(3).sum()
+    )(SCALE),
+}
+
+
+# torch has no rule for a batch of weight_norm, and warns.
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("way", [*WAYS, {"derivative": "first_order"}], ids=str)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_checkpoint_in_a_transform_of_the_call(transform: str, way: dict[str, Any]) -> None:
+    for name, (function, written_out) in OPERATIONS.items():
+
+        def loss(w: Tensor, _: Any, scale: Tensor, function: Any = function) -> Tensor:
+            return scale * checkpoint(function, w, use_reentrant=False).square().mean()
+
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, **way)
+        found = TRANSFORMS[transform](lambda w, scale, run=inner: run(w, None, scale).params)
+        if way.get("derivative") == "first_order" and transform != "vmap":
+            continue  # a different derivative
+        expected = TRANSFORMS[transform](lambda w, scale, f=written_out: loop_by_hand(f, w, scale))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_checkpoint_draws_in_a_vmap_what_it_draws_without_one(way: dict[str, Any]) -> None:
+    def inside(w: Tensor) -> Tensor:
+        return nn.functional.dropout(w.tanh(), 0.5)
+
+    found = []
+    for wrapped in (inside, lambda w: checkpoint(inside, w, use_reentrant=False)):
+        torch.manual_seed(0)
+
+        def loss(w: Tensor, _: Any, wrapped: Any = wrapped) -> Tensor:
+            return wrapped(w).pow(4).mean()
+
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, **way)
+        over = torch.func.vmap(
+            torch.func.grad(lambda w, run=inner: run(w).params.pow(3).sum()),
+            randomness="different",
+        )
+        found.append(over(MANY))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
+
+
+def reentrant(w: Tensor, _: Any) -> Tensor:
+    return checkpoint(torch.sin, w, use_reentrant=True).square().sum()
+
+
+def hooked(w: Tensor, _: Any) -> Tensor:
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+        return w.sin().square().sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [(reentrant, "expected use_reentrant=False"), (hooked, "expected no hooks for saved tensors")],
+)
+def test_what_no_transform_can_differentiate_is_named(loss: Any, message: str) -> None:
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2)
+    for transform in (torch.func.vmap, torch.func.jacrev):
+        with pytest.raises(NotDifferentiableError, match=message):
+            transform(lambda w: inner(w).params)(MANY)

@@ -76,6 +76,16 @@ def test_forward_mode_gives_the_same_gradient(window: int | None) -> None:
     assert worst(expected, got, inputs) < TOLERANCE
 
 
+# (derivative, keep, whether the hyper-parameters are given to the call)
+OF_OPTIMIZERS: list[tuple[str, Any, bool]] = [
+    ("reverse", "all", False),
+    ("reverse", "steps", True),
+    ("mixed", 2, False),
+    ("first_order", 1, True),
+    ("forward", "all", False),
+]
+
+
 @pytest.mark.parametrize("case", list(optimizers.SMOOTH))
 def test_every_optimizer_and_each_of_its_hyper_parameters(case: str) -> None:
     make = optimizers.ROWS[optimizers.SMOOTH[case][0]].functional
@@ -87,43 +97,29 @@ def test_every_optimizer_and_each_of_its_hyper_parameters(case: str) -> None:
         for x in optimizers.hypers_of(case).values()
     ]
     settings = optimizers.with_hypers(case, hypers)
-    inputs = [*params.values(), scale, *hypers]
-    for derivative, keep, in_call in [
-        ("reverse", "steps", True),
-        ("mixed", 2, False),
-        ("first_order", 1, True),
-    ]:
-        first_order = derivative == "first_order"
+    inputs = [params["s"], *hypers, scale, params["b"], params["unused"], params["w"]]
+
+    def expected(*, first_order: bool) -> tuple[Tensor | None, ...]:
         parts = unrolled(
             loss_of, make(**settings), params, [batch] * 3, scale, first_order=first_order
         )
-        expected = torch.autograd.grad(outer(*parts), inputs, allow_unused=True)
+        return torch.autograd.grad(outer(*parts), inputs, allow_unused=True)
+
+    full, first = expected(first_order=False), expected(first_order=True)
+    # The derivative of an eigenbasis divides by differences of eigenvalues.
+    tolerance = 10 * TOLERANCE if case.startswith("soap") else TOLERANCE
+    for derivative, keep, in_call in OF_OPTIMIZERS:
         optimizer, keywords = (make, settings) if in_call else (make(**settings), {})
         inner = torchopt.inner_loop(loss_of, optimizer, steps=3, derivative=derivative, keep=keep)
-        result = inner(params, batch, scale, **keywords)
-        got = torch.autograd.grad(
-            outer(result.params, result.losses, result.state), inputs, allow_unused=True
-        )
-        # The derivative of an eigenbasis divides by differences of eigenvalues.
-        tolerance = 10 * TOLERANCE if case.startswith("soap") else TOLERANCE
-        assert worst(expected, got, inputs) < tolerance, derivative
-
-
-@pytest.mark.parametrize("case", ["adam", "sgd-momentum", "schedule_free_adamw", "adam-fused"])
-def test_tangents_of_every_hyper_parameter(case: str) -> None:
-    make = optimizers.ROWS[optimizers.SMOOTH[case][0]].functional
-    params, batch, scale = problem()
-    hypers = [
-        torch.tensor(float(x), dtype=torch.float64, requires_grad=True)
-        for x in optimizers.hypers_of(case).values()
-    ]
-    settings = optimizers.with_hypers(case, hypers)
-    inner = torchopt.inner_loop(loss_of, make(**settings), steps=3, derivative="forward")
-    result = inner(params, batch, scale)
-    got = torch.autograd.grad(outer(result.params, result.losses, result.state), hypers)
-    parts = unrolled(loss_of, make(**settings), params, [batch] * 3, scale)
-    expected = torch.autograd.grad(outer(*parts), hypers)
-    assert worst(expected, got, hypers) < TOLERANCE
+        wanted, given, meta = inputs, params, scale
+        if derivative == "forward":  # few scalars
+            wanted, meta = inputs[: 1 + len(hypers)], scale.detach()
+            given = {k: x if k == "s" else x.detach() for k, x in params.items()}
+        result = inner(given, batch, meta, **keywords)
+        total = outer(result.params, result.losses, result.state)
+        got = torch.autograd.grad(total, wanted, allow_unused=True)
+        right = first if derivative == "first_order" else full
+        assert worst(right[: len(wanted)], got, wanted) < tolerance, derivative
 
 
 def learned(lr: Tensor) -> Any:

@@ -16,6 +16,7 @@ import optimizers
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from unrolled_loops import loss_of, outer, problem, worst
 
@@ -23,6 +24,7 @@ import torchopt
 from torchopt.diff.explicit.memory import CountBytes
 from torchopt.diff.explicit.trace import programs
 from torchopt.errors import NotDifferentiableError, NotTraceableError
+from torchopt.params import functional_call
 
 TOLERANCE = 1e-12
 QUICK = ("adamax", "sgd-momentum")
@@ -386,6 +388,43 @@ def test_operations_that_cannot_be_traced_are_named(loss: Callable[..., Tensor],
         run(loss, "trace")
     assert said in str(error.value)
     assert len(str(error.value)) < 400
+
+
+GRU = nn.GRU(2, 3, dtype=torch.float64)
+SEQUENCES = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 2, 2)
+
+
+def packs(p: Any, x: Tensor) -> Tensor:
+    packed = pack_padded_sequence(x, [3, 1])
+    return functional_call(GRU, p, (packed,))[0].data.square().sum()
+
+
+def takes_packed(p: Any, packed: PackedSequence) -> Tensor:
+    return functional_call(GRU, p, (packed,))[0].data.square().sum()
+
+
+def unpacks(p: Any, packed: PackedSequence) -> Tensor:
+    found, _ = pad_packed_sequence(packed)
+    return functional_call(GRU, p, found)[0].square().sum()
+
+
+@pytest.mark.parametrize("tasks", [None, (0, None)])
+@pytest.mark.parametrize("derivative", ["reverse", "first_order"])
+@pytest.mark.parametrize("loss", [packs, takes_packed, unpacks])
+def test_packed_sequences_are_named(loss: Any, derivative: str, tasks: Any) -> None:
+    batch = SEQUENCES if loss is packs else pack_padded_sequence(SEQUENCES, [3, 1])
+    p = {k: x.detach() for k, x in GRU.named_parameters()}
+    if tasks:
+        p = {k: torch.stack([x, -x]) for k, x in p.items()}
+    lr = torch.tensor(0.1, requires_grad=True)
+    inner = torchopt.inner_loop(
+        loss, torchopt.sgd, steps=2, derivative=derivative, execute="trace", tasks=tasks
+    )
+    with pytest.raises(NotTraceableError, match="a packed sequence.* Use padded sequences") as told:
+        inner(p, batch, lr=lr)
+    assert len(str(told.value)) < 400
+    with pytest.raises(NotTraceableError, match="a packed sequence"), torch.no_grad():
+        inner(p, batch, lr=0.1)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation
@@ -29,6 +30,7 @@ from torchopt.tree_function import is_differentiated
 __all__ = ["Call", "Dims", "Hole", "Inputs", "Template", "make_inputs"]
 
 Dims = int | None
+_ANY = torch.empty(0)
 DICTS = (dict, defaultdict)  # their order is not part of the structure
 
 
@@ -84,7 +86,9 @@ class Template:
                 found.append(tuple(x))
             return False
 
-        tree_flatten(tree_unflatten(self.spec, self.leaves), is_leaf=noted, none_is_leaf=True)
+        # Tensors in the place of holes, because a class such as PackedSequence checks its leaves.
+        leaves = [_ANY if isinstance(x, Hole) else x for x in self.leaves]
+        tree_flatten(tree_unflatten(self.spec, leaves), is_leaf=noted, none_is_leaf=True)
         return tuple(found)
 
     def holes(self) -> list[Hole]:

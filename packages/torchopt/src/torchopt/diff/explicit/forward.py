@@ -8,7 +8,6 @@ have a complex derivative.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.step import Aux, Carry, losses_of, scattered, separate, start, update
 from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
+from torchopt.errors import warn_caller
 from torchopt.torch_internals import forward_mode
 from torchopt.tree import is_smooth
 
@@ -52,13 +52,11 @@ class ForwardRun(Run):
         scalars = len(self._scalars())
         size = sum(call.inputs[h.index].numel() for h in call.params.holes())
         if scalars > size:
-            warnings.warn(
+            warn_caller(
                 f'inner_loop: derivative="forward": expected fewer scalars to differentiate than '
                 f"parameters ({size}), got {scalars}; each step is taken {scalars} more times, and "
                 f'that many copies of parameters and state are kept. "reverse" or "mixed" takes '
-                "each step about three times.",
-                UserWarning,
-                stacklevel=5,
+                "each step about three times."
             )
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -331,7 +331,8 @@ def inner_loop(
     Returns:
         A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns an
         `InnerResult`. Under `torch.func` transforms and in forward-mode AD it runs as the unrolled
-        loop, which keeps everything, whatever `keep` says.
+        loop, which keeps everything, whatever `keep` says; so does an activation checkpoint in the
+        loss under a transform.
 
     Raises:
         CompilerError: In a call with `"compile"` or `"blocks"`: there is no C++ compiler, or it

@@ -10,6 +10,7 @@ for other arguments.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Hashable
 from typing import Any
 
@@ -23,6 +24,7 @@ from torchopt.diff.sealed import EXCHANGED, is_sealed_without
 
 __all__ = ["Memory", "Stepper", "key_of"]
 
+_UNNAMED = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_KEYWORD
 MOST = 64  # forms of inputs whose sizes are remembered
 
 
@@ -114,7 +116,7 @@ class Memory:
         last = self._last
         if key is not None and last is not None and last[0] is made and last[1] == key:
             return last[2]
-        optimizer = made if is_made else made(**hypers)
+        optimizer = made if is_made else _call(made, hypers)
         require_transformation(optimizer, "inner_loop: what the optimizer's constructor returns")
         found = Stepper(optimizer, None if is_made or key is None else hypers)
         if key is not None:
@@ -146,6 +148,33 @@ class Memory:
         if known is None or known[0] is not loss:
             self._loss = known = loss, Reached(loss)
         return known[1]
+
+
+def _call(constructor: Any, hypers: dict[str, Any]) -> Any:
+    """Return the optimizer; explain it if the constructor does not take these arguments."""
+    try:
+        return constructor(**hypers)
+    except TypeError as error:
+        _explain_keywords(constructor, hypers, error)
+        raise
+
+
+def _explain_keywords(constructor: Any, hypers: dict[str, Any], error: TypeError) -> None:
+    """Raise a clear error from `error` if the constructor does not take these arguments."""
+    try:
+        signature = inspect.signature(constructor)
+    except ValueError:  # of a builtin
+        return
+    try:
+        signature.bind(**hypers)
+    except TypeError as reason:
+        made = getattr(constructor, "func", constructor)  # of a partial
+        name = getattr(made, "__name__", type(made).__name__)
+        taken = [p.name for p in signature.parameters.values() if p.kind not in _UNNAMED]
+        raise TypeError(
+            f"inner_loop: optimizer: expected keywords that {name} takes ({', '.join(taken)}), "
+            f"got {', '.join(hypers) or 'none'}: {reason}."
+        ) from error
 
 
 def key_of(hypers: dict[str, Any]) -> Hashable:

@@ -325,10 +325,13 @@ def _read_message(words: Words, of: str, error: BaseException | None) -> str:
     inside = ours and any(_in(f.filename, "optimizers", "transform") for f in ours[-4:])
     found = ours if inside or not own else own
     place = f" in {found[-1].name}: {(found[-1].line or '').strip()[:80]}" if found else ""
-    name = str(error) if isinstance(error, torch_internals.HostReadError) else ".item()"
+    told = error if isinstance(error, torch_internals.HostReadError) else None
+    if any(_in(f.filename, "nn") and f.filename.endswith("rnn.py") for f in frames):
+        told = torch_internals.packed_read()  # a layer reads only the lengths
+    name, remedy = (str(told), told.remedy) if told else (".item()", "Use torch.where")
     return (
         f"{words.where}: expected the same operations in each run, got one that depends on a "
-        f"value{of}{place} - a branch, {name} or the like. Use torch.where, or {words.way_out}."
+        f"value{of}{place} - a branch, {name} or the like. {remedy}, or {words.way_out}."
     )
 
 

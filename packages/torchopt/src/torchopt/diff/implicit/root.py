@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ from torchopt.diff.implicit.equation import Equation
 from torchopt.diff.implicit.rule import RootRule
 from torchopt.diff.implicit.settings import WHERE, Settings
 from torchopt.diff.surroundings import Surroundings
-from torchopt.errors import TorchOptError
+from torchopt.errors import TorchOptError, warn_caller
 from torchopt.linear_solve.layout import Layout
 from torchopt.shown import shown
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
@@ -236,7 +235,7 @@ class ImplicitEngine(Settings):
                 return False
         if self.on_fail == "raise":
             raise OptimalityError(message)
-        warnings.warn(message, OptimalityWarning, stacklevel=5)
+        warn_caller(message, OptimalityWarning)
         return True
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.zero_order.seeds import common_draws
+from torchopt.errors import warn_caller
 from torchopt.torch_internals import vmap_lists
 
 __all__ = ["Evaluator", "Points"]
@@ -121,12 +121,10 @@ class Evaluator:
             # Raises the error of the function itself.
             losses = _in_a_loop(fn, points, scratch, seed)
             first = str(error).strip().partition("\n")[0]
-            warnings.warn(
+            warn_caller(
                 "zero-order estimation: torch.func.vmap cannot take this function, so it is "
                 f"evaluated in a loop, one sample after the other. vmap says: {first} "
-                "Pass vectorized=False to accept the loop, vectorized=True to get the full error.",
-                UserWarning,
-                stacklevel=2,
+                "Pass vectorized=False to accept the loop, vectorized=True to get the full error."
             )
             self.vectorized = False
             return losses

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchopt.errors import warn_caller
 from torchopt.torch_internals import foreach_norm
 
 __all__ = ["accumulator", "require_sigma", "warn_of_lost_perturbations", "widened"]
@@ -109,13 +109,11 @@ def warn_of_lost_perturbations(
         spacing = _spacing(x)
         lost = int((spacing > limit).sum())
         if lost:
-            warnings.warn(
+            warn_caller(
                 f"zero-order estimation: expected {what} above the resolution of the weights, got "
                 f"{what}={_least(size):g}; at {name(k)} {lost} of {x.numel()} entries are "
                 f"{x.dtype} numbers up to {float(spacing.max()):g} apart, so that perturbations "
                 "are rounded away and the gradient there is wrong or zero. Use a larger "
-                f"{what}, or keep these weights in a wider dtype.",
-                UserWarning,
-                stacklevel=2,
+                f"{what}, or keep these weights in a wider dtype."
             )
             return
