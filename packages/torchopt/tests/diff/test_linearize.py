@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from torchopt.diff.sealed import is_sealed_without
-from torchopt.tree_function import linearize
+from torchopt.tree_function import linearize, linearize_parts
 
 WEIGHT = torch.linspace(-1.0, 1.0, 12, dtype=torch.float64).reshape(3, 4)
 
@@ -52,6 +52,20 @@ def test_products_do_not_depend_on_the_implementation(name: str) -> None:
         for _ in range(2):  # the graph is kept
             torch.testing.assert_close(pull_alone(cotangent), expected, rtol=1e-12, atol=1e-12)
         assert not any(x.requires_grad for x in pull_alone(cotangent))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_products_of_some_arguments_are_parts_of_the_products_of_all(name: str) -> None:
+    function, at = FUNCTIONS[name], point()
+    assert linearize_parts(function, *at) is None  # a graph may follow
+    with torch.no_grad():
+        both = linearize_parts(function, *at)
+        assert both is not None
+        value, pull = both
+        cotangent = tuple(map(torch.cos, value)) if isinstance(value, tuple) else value.cos()
+        whole = linearize(function, *at)[1](cotangent)
+        assert torch.equal(pull(cotangent, slice(1))[0], whole[0])
+        assert torch.equal(pull(cotangent, slice(1, None))[0], whole[1])
 
 
 def test_complex_products_are_conjugated() -> None:

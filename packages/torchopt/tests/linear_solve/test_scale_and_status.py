@@ -360,6 +360,45 @@ def test_tiny_and_huge_operators_are_solved_or_refused_but_not_called_singular(n
             assert rest < 2e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("make", [CG, NormalCG])
+def test_a_step_that_is_too_large_for_the_dtype_is_not_finite(make, dtype):
+    b = torch.ones(N, dtype=dtype)
+    tiny = LinearOperator.from_function(lambda p, v: p * v, torch.tensor(1e-42), b, SPD)
+    found = linear_solve(tiny, b, make(), on_fail="ignore")
+    assert Status(int(found.status)) is not Status.CONVERGED
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.complex64, torch.complex128])
+@pytest.mark.parametrize("make", [CG, NormalCG])
+def test_numbers_of_the_host_give_the_iterates_of_tensors(make, dtype):
+    A, b = matrix(SPD, torch.float64).to(dtype), vector(dtype)
+    if dtype.is_complex:
+        turn = torch.triu(torch.full((N, N), 0.2j, dtype=dtype), 1)
+        A, b = A + turn + turn.mH, b * (1 + 0.5j)
+    operator = LinearOperator.from_matrix(A, SPD)
+    tol = 1e3 * torch.finfo(dtype).eps
+    host = linear_solve(operator, b, make(rtol=tol, maxiter=40))
+    masked = linear_solve(operator, b, make(rtol=tol, maxiter=40, check_every=7))
+    mapped = torch.func.vmap(lambda b: linear_solve(operator, b, make(rtol=tol)))(b[None])
+    noted = linear_solve(operator, b, make(rtol=tol, maxiter=40, estimate_condition=True))
+    exact = torch.linalg.solve(A, b)
+    for found in (host, masked, noted):
+        torch.testing.assert_close(found.value, exact, rtol=1e2 * tol, atol=1e2 * tol)
+        assert abs(int(found.stats.iterations) - int(mapped.stats.iterations[0])) <= 1
+    assert noted.stats.condition > 1
+    torch.testing.assert_close(mapped.value[0], exact, rtol=1e2 * tol, atol=1e2 * tol)
+
+
+def test_a_solve_in_grad_mode_keeps_its_graph():
+    A, b = matrix(SPD), vector().requires_grad_()
+    operator = LinearOperator.from_matrix(A, SPD).bound()
+    solver = CG(rtol=1e-14)
+    found = solver.compute(solver.init(operator, b), b)
+    (g,) = torch.autograd.grad(found.value.sum(), b)
+    torch.testing.assert_close(g, torch.linalg.solve(A, torch.ones(N, dtype=F64)))
+
+
 def test_on_fail_of_the_solver_applies_unless_the_call_overrides_it():
     A, b = torch.eye(3, dtype=torch.float64), torch.full((3,), torch.nan, dtype=torch.float64)
     for solver in (CG(on_fail="ignore"), Neumann(on_fail="ignore"), Auto(on_fail="ignore")):

@@ -16,7 +16,6 @@ from torchopt.linear_solve.iterate import (
     Recorder,
     Run,
     State,
-    dot,
     norm,
     quotient,
     safe_norm,
@@ -59,25 +58,32 @@ class CG(IterativeSolver):
     def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:
         """Return the last iterate, the number of iterations and the condition number or None."""
         A, P = problem.operator.mv, problem.precondition.apply
+        inner = problem.inner_product(b)
         x0, r = problem.residual(b, x0)
         z = P(r)
 
         def step(state: State) -> State:
             x, r, p, gamma, _, _ = state
             Ap = A(p)
-            alpha = quotient(gamma, dot(p, Ap))
+            alpha = _ratio(gamma, inner(p, Ap))
             r = r - alpha * Ap
             z = P(r)
-            new_gamma = dot(r, z)
-            beta = quotient(new_gamma, gamma)
+            new_gamma = inner(r, z)
+            beta = _ratio(new_gamma, gamma)
             return x + alpha * p, r, z + beta * p, new_gamma, alpha, beta
 
-        gamma = dot(r, z)
-        zero = torch.zeros_like(gamma)
+        gamma = inner(r, z)
         recorder = problem.recorder(lambda s: s[4:])
-        start = (x0, r, z, gamma, zero, zero)
+        start = (x0, r, z, gamma, 0 * gamma, 0 * gamma)
         state, count = problem.iterate(step, lambda s: norm(s[1]), start, recorder)
         return state[0], count, _condition(recorder)
+
+
+def _ratio(a: Any, b: Any) -> Any:
+    """Return a / b, or 0 where b is 0, for two tensors or two numbers."""
+    if isinstance(b, Tensor):
+        return quotient(a, b)
+    return a / b if b else 0.0
 
 
 def _condition(recorder: Recorder | None) -> Tensor | None:
@@ -152,19 +158,26 @@ class NormalCG(CG):
         dtype, b = b.dtype, wide(b)
         scale = unit(b)
         b = b / scale
+        rhs = operator.rmv(b)
         if swap:
             found = self.solved(problem, b, per=scale)
             found = found._replace(value=operator.rmv(found.value))
         else:
             start = None if x0 is None else x0.to(b.dtype) / scale
-            found = self.solved(problem, operator.rmv(b), start, scale)
+            found = self.solved(problem, rhs, start, scale)
         if self.ridge is None:
-            found = self._judged(operator, problem, b, scale, found)
+            found = self._judged(operator, problem, b, rhs, scale, found)
         value = (found.value * scale).to(dtype)
         return found._replace(value=value, residual_norm=found.residual_norm * scale)
 
     def _judged(
-        self, operator: BoundOperator, problem: Problem, b: Tensor, scale: Tensor, found: Computed
+        self,
+        operator: BoundOperator,
+        problem: Problem,
+        b: Tensor,
+        rhs: Tensor,
+        scale: Tensor,
+        found: Computed,
     ) -> Computed:
         """Return the result, refined if Aᴴ r is small but r is not; b is of order one."""
         limit = torch.maximum(self.rtol * norm(b), self.atol / scale)
@@ -182,12 +195,14 @@ class NormalCG(CG):
             x, count = x + more.value, count + more.iterations
             status = torch.where(again, more.status, status)
             rest = b - operator.mv(x)
-        least = safe_norm(operator.rmv(rest))
-        least = least <= 1e3 * problem.eps * safe_norm(operator.rmv(b))
-        failed = torch.where(least, int(Status.SINGULAR), int(Status.MAX_ITERATIONS))
-        unmet = (status == int(Status.CONVERGED)) & ~(norm(rest) <= limit)
+        size = norm(rest)
+        unmet = (status == int(Status.CONVERGED)) & ~(size <= limit)
+        if not problem.check_every or int(max_over_batch(unmet.long())):
+            least = safe_norm(operator.rmv(rest)) <= 1e3 * problem.eps * safe_norm(rhs)
+            failed = torch.where(least, int(Status.SINGULAR), int(Status.MAX_ITERATIONS))
+            status = torch.where(unmet, failed, status)
         condition = None if found.condition is None else torch.sqrt(found.condition)
-        return Computed(x, count, norm(rest), torch.where(unmet, failed, status), condition)
+        return Computed(x, count, size, status, condition)
 
     def transpose(self, state: Any) -> Any:
         """Return the state of Aᴴ."""

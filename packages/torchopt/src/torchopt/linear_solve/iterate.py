@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,13 @@ from torchopt.linear_solve.preconditioners import (
 from torchopt.linear_solve.result import OnFail, Status, refuse_function
 from torchopt.linear_solve.solver import Computed, Solver
 from torchopt.tree import tree_map
-from torchopt.tree_function import is_batched, is_traced, is_transforming, max_over_batch
+from torchopt.tree_function import (
+    derivatives_wanted,
+    is_batched,
+    is_traced,
+    is_transforming,
+    max_over_batch,
+)
 
 __all__ = [
     "IterativeSolver",
@@ -116,7 +123,7 @@ def quotient(a: Tensor, b: Tensor) -> Tensor:
 
 def iterate(
     step: Callable[[State], State],
-    active: Callable[[State], Tensor],
+    active: Callable[[State], Any],
     state: State,
     maxiter: int,
     check_every: int,
@@ -129,6 +136,8 @@ def iterate(
     finished entries. The host checks only every `check_every` iterations whether all are finished,
     never if it is 0. The result does not depend on `check_every`.
     """
+    if check_every == 1 and not is_transforming():
+        return _iterate_one(step, active, state, maxiter, observe)
     live = active(state)
     count = torch.zeros_like(live, dtype=torch.int64)
     for k in range(maxiter):
@@ -145,6 +154,24 @@ def iterate(
             observe(live, state)
         live = live & active(state)
     return state, count
+
+
+def _iterate_one(
+    step: Callable[[State], State],
+    active: Callable[[State], Any],
+    state: State,
+    maxiter: int,
+    observe: Callable[[Tensor, State], None] | None,
+) -> tuple[State, Tensor]:
+    # For one problem that the host stops, without masks; `active` may return a bool.
+    count = 0
+    live = torch.ones((), dtype=torch.bool, device=state[0].device)
+    while count < maxiter and active(state):
+        state = step(state)
+        count += 1
+        if observe is not None:
+            observe(live, state)
+    return state, torch.full_like(live, count, dtype=torch.int64)
 
 
 @dataclass
@@ -237,12 +264,26 @@ class Problem:
         observe: Recorder | None = None,
     ) -> tuple[State, Tensor]:
         """Repeat `step` until ‖residual‖ reaches the target; return the state and the count."""
+        on_host = self.check_every == 1 and not is_transforming()
+        target: Any = self.target.item() if on_host else self.target
 
-        def active(current: State) -> Tensor:
+        def active(current: State) -> Any:
             size = residual(current)
-            return (size > self.target) & (size < torch.inf)
+            if on_host:
+                return target < size.item() < math.inf
+            return (size > target) & (size < torch.inf)
 
         return iterate(step, active, state, self.maxiter, self.check_every, observe)
+
+    def inner_product(self, like: Tensor) -> Callable[[Tensor, Tensor], Any]:
+        """Return `dot`, or the same with a number of Python as its result, where that is faster.
+
+        The arithmetic of the numbers is rounded in the same way. Nothing may follow it.
+        """
+        plain = like.is_cpu and not like.is_complex() and self.check_every == 1
+        if not plain or self.estimate_condition or derivatives_wanted() or is_traced():
+            return dot
+        return lambda x, y: dot(x, y).item()
 
 
 @dataclass(frozen=True)

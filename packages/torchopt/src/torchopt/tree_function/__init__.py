@@ -24,7 +24,13 @@ from torchopt.tree_function.lists import (
     placed_like,
     require_entries_of_vmaps,
 )
-from torchopt.tree_function.modes import derivatives_wanted, forward_modes, linearize, uncompiled
+from torchopt.tree_function.modes import (
+    derivatives_wanted,
+    forward_modes,
+    linearize,
+    linearize_parts,
+    uncompiled,
+)
 from torchopt.tree_function.operation import Operation, apply_operation
 from torchopt.tree_function.rule import (
     Rule,
@@ -58,6 +64,7 @@ __all__ = [
     "is_transforming",
     "is_watched",
     "linearize",
+    "linearize_parts",
     "max_over_batch",
     "placed_like",
     "plain_entry",

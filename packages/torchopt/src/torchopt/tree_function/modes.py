@@ -29,6 +29,7 @@ __all__ = [
     "derivatives_wanted",
     "forward_modes",
     "linearize",
+    "linearize_parts",
     "over_batched",
     "uncompiled",
     "values",
@@ -66,8 +67,9 @@ def linearize(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callabl
     Zeros for primals that the value does not depend on are made from the primals themselves.
     `torch.func.vjp` makes them from its own wrappers, which fails inside other transforms.
     """
-    if _is_followed_by_nobody(primals):
-        return _linearize_by_graph(function, primals)
+    parts = linearize_parts(function, *primals)
+    if parts is not None:
+        return parts
 
     def with_primals(*inner: Any) -> Any:
         return function(*inner), inner
@@ -75,6 +77,15 @@ def linearize(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callabl
     (value, _), pull, *_ = torch.func.vjp(with_primals, *primals)
     zeros = tree_map(torch.zeros_like, primals)
     return value, lambda cotangent: pull((cotangent, zeros))
+
+
+def linearize_parts(function: Callable[..., Any], *primals: Any) -> tuple[Any, Any] | None:
+    """Return what `linearize` returns, or None if something follows the primals.
+
+    The returned function takes a second argument, the slice of the primals whose cotangents are
+    computed; the default is all of them.
+    """
+    return _linearize_by_graph(function, primals) if _is_followed_by_nobody(primals) else None
 
 
 def _is_followed_by_nobody(primals: tuple[Any, ...]) -> bool:
@@ -91,7 +102,7 @@ PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 def _linearize_by_graph(
     function: Callable[..., Any], primals: Tensors
-) -> tuple[Any, Callable[[Any], Any]]:
+) -> tuple[Any, Callable[..., Any]]:
     with torch.enable_grad():
         inner = tuple(x.detach().requires_grad_() for x in primals)
         value = function(*inner)
@@ -102,19 +113,20 @@ def _linearize_by_graph(
             f"got {', '.join(str(getattr(y, 'dtype', type(y).__name__)) for y in outputs)}"
         )
 
-    def pull(cotangent: Any) -> Tensors:
+    tracked = [y for y in outputs if y.requires_grad]
+
+    def pull(cotangent: Any, part: slice = slice(None)) -> Tensors:
         given = cotangent if isinstance(value, tuple) else (cotangent,)
-        pairs = [(y, c) for y, c in zip(outputs, given) if y.requires_grad]
-        found: Any = [None] * len(inner)
-        if pairs:
+        found: Any = [None] * len(inner[part])
+        if tracked:
             found = pull_back(
-                [y for y, _ in pairs],
-                inner,
-                [c for _, c in pairs],
+                tracked,
+                inner[part],
+                [c for y, c in zip(outputs, given) if y.requires_grad],
                 retain_graph=True,
                 create_graph=torch.is_grad_enabled(),
             )
-        return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(primals, found))
+        return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(primals[part], found))
 
     return tree_map(torch.detach, value), pull
 

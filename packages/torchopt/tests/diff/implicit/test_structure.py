@@ -345,3 +345,36 @@ def test_an_ignored_argument_is_accepted_where_its_gradient_is_not_wanted():
     a = EIGHT.clone().requires_grad_()
     ignoring(None, a, EIGHT).backward()
     torch.testing.assert_close(a.grad, expected)
+
+
+# --- evaluations ----------------------------------------------------------------------------------
+
+
+def test_one_evaluation_gives_both_jacobians():
+    seen = []
+
+    def equation(x, a, b):
+        seen.append(1)
+        return x**3 + x * b.sum() - a
+
+    def solve(start, a, b):
+        x = torch.ones_like(a)
+        for _ in range(60):
+            x = x - (x**3 + x * b.sum() - a) / (3 * x * x + b.sum())
+        return x
+
+    solved = custom_root(equation, (1, 2), solve=solve_cg(rtol=1e-14), symmetric=True)(solve)
+    a = torch.tensor([1.0, 2.0, 5.0], dtype=D, requires_grad=True)
+    b = torch.tensor([0.5, 0.25], dtype=D, requires_grad=True)
+    x = solved(None, a, b)
+    w = torch.tensor([1.0, -2.0, 0.5], dtype=D)
+    seen.clear()
+    found = torch.autograd.grad(x, (a, b), w, retain_graph=True)
+    assert len(seen) == 1
+    seen.clear()
+    again = torch.autograd.grad(x, (a, b), w, create_graph=True)
+    assert len(seen) > 1
+    slope = 1 / (3 * x * x + b.sum())
+    exact = w * slope, (-(w * slope * x).sum()).expand(2)
+    for got in (found, again):
+        torch.testing.assert_close(got, exact)

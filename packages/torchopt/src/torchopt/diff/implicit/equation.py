@@ -15,7 +15,7 @@ from torchopt.diff.twice_differentiable import TwiceDifferentiable
 from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.operator import LinearOperator, Tag, transpose_linear
 from torchopt.tree import PyTreeSpec, tree_unflatten
-from torchopt.tree_function import linearize
+from torchopt.tree_function import linearize, linearize_parts
 
 __all__ = ["Equation", "displacement"]
 
@@ -73,22 +73,48 @@ class Equation:
 
         def bind(x: Tensor, *inputs: Tensor) -> tuple[FlatMap, FlatMap]:
             _, pull = linearize(lambda v: self.residual(layout, v, inputs), x)
-
-            def rmv(v: Tensor) -> Tensor:
-                return pull(v)[0]  # type: ignore[no-any-return]
-
-            if Tag.SYMMETRIC in tags:
-                return rmv, rmv
-            pushes: list[FlatMap] = []
-
-            def mv(v: Tensor) -> Tensor:
-                if not pushes:
-                    pushes.append(transpose_linear(rmv, x))
-                return pushes[0](v)
-
-            return mv, rmv
+            return _products(lambda v: pull(v)[0], x, tags)
 
         return LinearOperator(bind, (x, *inputs), layout.pairs, tags)
+
+    def linearized(
+        self, layout: Layout, x: Tensor, inputs: Tensors, count: int, tags: frozenset[Tag]
+    ) -> tuple[LinearOperator, Callable[[Tensor], tuple[Tensor, Tensors]]]:
+        """Return A = ∂F/∂x at x, and the function u -> (F, Bᴴ u) for B = ∂F/∂θ.
+
+        θ are the first `count` inputs. One evaluation of F serves both where nothing follows them.
+        """
+
+        def residual(*moved: Tensor) -> Tensor:
+            return self.residual(layout, moved[0], (*moved[1:], *inputs[count:]))
+
+        # Each product of a stochastic solver evaluates F again.
+        both = None if self.anew else linearize_parts(residual, x, *inputs[:count])
+        if both is None:
+
+            def pull_theta(u: Tensor) -> tuple[Tensor, Tensors]:
+                value, pull = linearize(lambda *theta: residual(x, *theta), *inputs[:count])
+                return value, tuple(pull(u))
+
+            return self.jacobian(layout, x, inputs, tags), pull_theta
+        value, pull = both
+        products = _products(lambda v: pull(v, slice(1))[0], x, tags)
+        operator = LinearOperator(lambda *_: products, (x, *inputs), layout.pairs, tags)
+        return operator, lambda u: (value, pull(u, slice(1, None)))
+
+
+def _products(rmv: FlatMap, x: Tensor, tags: frozenset[Tag]) -> tuple[FlatMap, FlatMap]:
+    """Return the products with A and Aᴴ, given the latter."""
+    if Tag.SYMMETRIC in tags:
+        return rmv, rmv
+    pushes: list[FlatMap] = []
+
+    def mv(v: Tensor) -> Tensor:
+        if not pushes:
+            pushes.append(transpose_linear(rmv, x))
+        return pushes[0](v)
+
+    return mv, rmv
 
 
 def displacement(moved: Any, x: Any) -> Any:

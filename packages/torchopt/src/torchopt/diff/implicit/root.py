@@ -43,6 +43,7 @@ from torchopt.tree_function import (
 __all__ = ["ImplicitEngine", "OptimalityError", "OptimalityWarning"]
 
 Tensors = tuple[Tensor, ...]
+_EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 class OptimalityError(TorchOptError, RuntimeError):
@@ -95,13 +96,17 @@ class ImplicitEngine(Settings):
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return solver_fn with implicit derivatives."""
         signature = inspect.signature(function)
+        kinds = {p.kind for p in signature.parameters.values()}
+        positional = kinds <= {inspect.Parameter.POSITIONAL_ONLY, _EITHER}
 
         @functools.wraps(function)
         @uncompiled
         def solved(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            return self._solve(function, bound.args, bound.kwargs)
+            if not positional or kwargs or len(args) != len(signature.parameters):
+                bound = signature.bind(*args, **kwargs)
+                bound.apply_defaults()
+                args, kwargs = bound.args, bound.kwargs
+            return self._solve(function, args, kwargs)
 
         solved.engine = self  # type: ignore[attr-defined]  # for certified_grad
         return solved

@@ -183,12 +183,11 @@ class RootRule:
         layout = self.found["layout"]
         x = layout.join(outputs[: len(layout.shapes)])
         cotangent = layout.join(cotangents)
-        operator = self.equation.jacobian(layout, x, inputs, self.tags)
+        count = self.num_differentiable_inputs
+        operator, pull = self.equation.linearized(layout, x, inputs, count, self.tags)
         u = self.engine.linear(operator.T, -cotangent)
-        residual, theta = self._partial(x, inputs)
-        value, pull = linearize(residual, *theta)
+        value, pulled = pull(u)
         self._require_unchanged(value)
-        pulled = tuple(pull(u))
         self._require_dependence(x, inputs, pulled, pulled)
         if self.engine.report is not None:
             self._report(x, inputs, cotangent)
