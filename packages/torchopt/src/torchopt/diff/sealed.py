@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torchopt.diff.closure import ATOMS, LIBRARIES, captured, code_names, global_names, root_of
 from torchopt.diff.recurrence import ELEMENTARY
 from torchopt.tree import PyTreeSpec, tree_leaves
+from torchopt.tree_function import PLAIN
 
 __all__ = [
     "EXCHANGED",
     "RECURRENT",
     "are_plain",
     "draws_nothing",
+    "draws_outside_torch",
     "is_pure",
     "is_sealed_without",
     "is_simple",
@@ -51,6 +53,8 @@ PASSIVE = (
     *(Tensor, types.ModuleType, types.MethodType, functools.partial, PyTreeSpec),
     *(list, tuple, set, frozenset, deque, dict),
 )
+# Objects whose functions are all searched.
+SEARCHED = (*PASSIVE, nn.Module, types.FunctionType, types.BuiltinFunctionType)
 # Modules whose functions depend only on their arguments, like those of `torch` itself.
 PURE = (
     "torch._functorch",
@@ -131,6 +135,20 @@ def draws_nothing(found: Any) -> bool:
         return False
     names = code_names(found.__code__)
     return DRAWS.isdisjoint(names) and not any(found.__globals__.get(n) is torch for n in names)
+
+
+def draws_outside_torch(function: Any) -> bool:
+    """Return whether a function may draw random numbers of Python or numpy."""
+    for count, (_, found) in enumerate(captured(function, object)):
+        if isinstance(found, (torch.dtype, torch.device)):
+            continue
+        # Classes and other objects may have compiled methods, and so may operations of the user.
+        seen = isinstance(found, SEARCHED) and is_transparent(found)
+        if count > MOST or not seen or (isinstance(found, Tensor) and type(found) not in PLAIN):
+            return True
+        if isinstance(found, types.FunctionType) and "ops" in _words(found.__code__):
+            return True
+    return False
 
 
 def is_transparent(found: Any) -> bool:

@@ -42,18 +42,25 @@ class ShardedEvaluator(Evaluator):
     timeout: float = DEFAULT_TIMEOUT
 
     def __call__(
-        self, fn: Callable[..., Tensor], points: Points, scratch: Sequence[Tensor], seed: int
+        self,
+        fn: Callable[..., Tensor],
+        points: Points,
+        scratch: Sequence[Tensor],
+        seed: int,
+        *,
+        outside: bool = True,
     ) -> Tensor:
         """Return the values of `fn` at the points, `[n]`, the same on every rank."""
         if self.group.size == 1 or points.count < self.group.size:  # every rank evaluates all
-            return super().__call__(fn, points, scratch, seed)
+            return super().__call__(fn, points, scratch, seed, outside=outside)
         own, each = share_of(points.count, self.group.rank, self.group.size), points.each
         n, mine = points.count * each, slice(own.start * each, own.stop * each)
         name = f"evaluations {mine.start + 1} to {mine.stop} of {n}"
         error, part = None, torch.empty(0)
         try:
             with self.group.task(name, self.timeout):
-                part = super().__call__(fn, points.part(own.start, own.stop), scratch, seed)
+                share = points.part(own.start, own.stop)
+                part = super().__call__(fn, share, scratch, seed, outside=outside)
         except Exception as raised:
             error = Raised(raised, self.group.world_rank, name)
         if agree(self.group, f"an estimate by {n} losses", numbers=[float(error is not None)])[0]:

@@ -8,6 +8,8 @@ signs, so an estimate in one dimension is exact and shows any drift.
 from __future__ import annotations
 
 import copy
+import functools
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -18,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torchopt.diff.sealed import draws_outside_torch
 from torchopt.diff.zero_order import (
     Rademacher,
     ZeroOrder,
@@ -269,6 +272,71 @@ def test_samples_repeat_the_draws_of_the_forward_pass(name: str, vectorized: boo
         assert torch.equal(before[0], torch.get_rng_state())
         assert before[1] == random.getstate()
         assert torch.equal(before[2], GENERATOR.get_state())
+
+
+class Environment:
+    """Draws in a method."""
+
+    def reward(self, x: Tensor) -> Tensor:
+        return x * np.random.rand()
+
+
+def imports(x: Tensor) -> Tensor:
+    import secrets
+
+    return x * secrets.randbelow(9)
+
+
+def nothing(draw: Any) -> Callable[[Tensor], Tensor]:
+    return lambda x: (x, draw)[0]
+
+
+DRAWING: dict[str, Any] = {
+    **{
+        name: DRAWS[name] for name in ("python", "numpy", "numpy.random.Generator", "random.Random")
+    },
+    "a method": Environment().reward,
+    "an object": nothing(Environment()),
+    "a class": lambda x: Environment().reward(x),
+    "a partial": functools.partial(nothing, np.random.rand),
+    "a function of numpy": nothing(np.random.rand),
+    "an import": imports,
+    "a function of the library": nothing(random.sample),
+    "a compiled object": nothing(iter([1])),
+    "an operation of the user": lambda x: torch.ops.mine.draw(x),
+    "a list": [random],
+}
+SILENT: dict[str, Any] = {
+    "torch": lambda x: torch.rand(()) * nn.functional.dropout(x).to(F64),
+    "a module": nn.Sequential(nn.Linear(2, 2), nn.Dropout()),
+    "a closure": nothing([torch.ones(()), {"a": 1.0}, (F64, torch.device("cpu"))]),
+    "a gradient": torch.func.grad(lambda x: x * x),
+    "math": nothing(math.sin),
+}
+
+
+@pytest.mark.parametrize("name", [*DRAWING, *SILENT])
+def test_generators_of_python_and_numpy_are_copied_if_something_may_draw(name: str) -> None:
+    assert draws_outside_torch({**DRAWING, **SILENT}[name]) == (name in DRAWING)
+
+
+@pytest.mark.parametrize("where", ["argument", "keyword", "function"])
+def test_draws_of_an_object_that_is_passed(where: str) -> None:
+    def f(x: Tensor, source: Any = None) -> Tensor:
+        return (1 + (source or OWN).random()) * x
+
+    def g(x: Tensor, source: Any) -> Tensor:
+        return (1 + source.random()) * x
+
+    x = torch.tensor(3.0, dtype=F64, requires_grad=True)
+    make = zero_order(Rademacher(), "antithetic", num_samples=4)
+    args: Any = {"argument": (random,), "keyword": (), "function": ()}[where]
+    kwargs: Any = {"source": random} if where == "keyword" else {}
+    value = make(f if where == "function" else g)(x, *args, **kwargs)
+    before = random.getstate()
+    (found,) = torch.autograd.grad(value, x)
+    assert found.item() == pytest.approx(value.item() / 3)
+    assert before == random.getstate()
 
 
 # --- arguments ------------------------------------------------------------------------------------

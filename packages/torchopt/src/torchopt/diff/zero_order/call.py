@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.call_state import CallState
-from torchopt.diff.closure import captured, hidden_inputs
+from torchopt.diff.closure import ATOMS, captured, hidden_inputs
+from torchopt.diff.sealed import draws_outside_torch
 from torchopt.diff.zero_order.directions import (
     common_draws,
     draw_seed,
@@ -126,6 +127,8 @@ class Call:
             ends.append(ends[-1] + len(leaves))
         wanted = {k for i in argnums for k in range(ends[i], ends[i + 1])}
         self.specs = [(parts[i][1], range(ends[i], ends[i + 1])) for i in argnums]
+        held = [x for x in self.flat if not isinstance(x, (Tensor, *ATOMS))]
+        self.draws_outside = draws_outside_torch((fn, perturbed, held))
         for k, leaf in enumerate(self.flat):
             if not isinstance(leaf, Tensor):
                 continue
@@ -262,7 +265,7 @@ class Call:
         given = [x.detach() for x in tensors]
         copies = [_copy(x) for x in given] if self.graph else given
         versions = [_version(x) for x in given]
-        with common_draws(self.sampling().inner_seed, given):
+        with common_draws(self.sampling().inner_seed, given, outside=self.draws_outside):
             output, aux = self.evaluate(given[:n], given[n:])
         overwritten = {k: x for k, x in enumerate(copies) if _version(given[k]) != versions[k]}
         if self.overwritten and overwritten:

@@ -176,6 +176,7 @@ class ZeroOrder(Engine):
             self.chunk_size,
             scratch,
             sum(x.numel() for x in (*call.constants, *scratch)),
+            call.draws_outside,
         )
 
     @uncompiled

@@ -69,8 +69,8 @@ class Sampling:
         evaluator: Evaluates the function at the points of a chunk.
         chunk_size: How many directions are evaluated together; None: as many as fit.
         scratch: Tensors that the function may overwrite.
-        other_entries: The number of entries of other tensors that an evaluation uses, for the
-            number of points that are evaluated together.
+        other_entries: The number of entries of other tensors that an evaluation uses.
+        draws_outside: Whether the function may draw from the generators of Python or numpy.
     """
 
     directions: Directions
@@ -82,6 +82,7 @@ class Sampling:
     chunk_size: int | None = None
     scratch: tuple[Tensor, ...] = ()
     other_entries: int = 0
+    draws_outside: bool = True
 
     @property
     def inner_seed(self) -> int:
@@ -138,14 +139,18 @@ class Sampling:
         make = form.perturbed(held, noise, steps)
         most = ENTRIES_PER_CHUNK // max(1, entries + self.other_entries)
         points = Points(n, len(steps), entries, make, held, most)
-        values = widened(self.evaluator(fn, points, self.scratch, self.inner_seed))
+        values = widened(self._values(fn, points))
         return values.reshape(n, len(steps), *values.shape[1:])
 
     def center(self, fn: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
         """Return `fn` at theta, with the same random draws as at perturbed points."""
         # Copies, which the function may overwrite.
         points = Points(1, 1, 0, lambda i, j, k: [x[None].clone() for x in leaves], leaves)
-        return widened(self.evaluator(fn, points, self.scratch, self.inner_seed)[0])
+        return widened(self._values(fn, points)[0])
+
+    def _values(self, fn: Callable[..., Tensor], points: Points) -> Tensor:
+        outside = self.draws_outside
+        return self.evaluator(fn, points, self.scratch, self.inner_seed, outside=outside)
 
 
 class _Sum:

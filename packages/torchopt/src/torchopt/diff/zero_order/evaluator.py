@@ -18,7 +18,7 @@ __all__ = ["Evaluator", "Points"]
 
 # A vmap takes points of about this many entries together, but not fewer than so many points: its
 # intermediate results then stay in the caches of the processor, and a call of it costs little.
-ENTRIES, LEAST_ROWS = 2**19, 32
+ENTRIES, LEAST_ROWS = 2**20, 32
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,13 @@ class Evaluator:
     vectorized: bool | None = None
 
     def __call__(
-        self, fn: Callable[..., Tensor], points: Points, scratch: Sequence[Tensor], seed: int
+        self,
+        fn: Callable[..., Tensor],
+        points: Points,
+        scratch: Sequence[Tensor],
+        seed: int,
+        *,
+        outside: bool = True,
     ) -> Tensor:
         """Return `fn(*leaves, *scratch)` at each point, stacked.
 
@@ -107,19 +113,20 @@ class Evaluator:
             points: The points.
             scratch: Tensors that `fn` may overwrite; each evaluation gets copies.
             seed: The seed of random draws inside `fn`.
+            outside: Whether `fn` may draw from the generators of Python or numpy.
 
         Returns:
             `[n, *shape of the output]`.
         """
         if self.vectorized is False:
-            return _in_a_loop(fn, points, scratch, seed)
+            return _in_a_loop(fn, points, scratch, seed, outside)
         try:
-            return _by_vmap(fn, points, scratch, seed)
+            return _by_vmap(fn, points, scratch, seed, outside)
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             if self.vectorized or isinstance(error, torch.OutOfMemoryError):
                 raise
             # Raises the error of the function itself.
-            losses = _in_a_loop(fn, points, scratch, seed)
+            losses = _in_a_loop(fn, points, scratch, seed, outside)
             first = str(error).strip().partition("\n")[0]
             warn_caller(
                 "zero-order estimation: torch.func.vmap cannot take this function, so it is "
@@ -131,13 +138,13 @@ class Evaluator:
 
 
 def _by_vmap(
-    fn: Callable[..., Tensor], points: Points, scratch: Sequence[Tensor], seed: int
+    fn: Callable[..., Tensor], points: Points, scratch: Sequence[Tensor], seed: int, outside: bool
 ) -> Tensor:
     def called(tensors: list[Tensor]) -> tuple[Any, ...]:
         return (fn(*tensors),)
 
     losses: list[Tensor] = []
-    with common_draws(seed, points.like) as seed_all:
+    with common_draws(seed, points.like, outside=outside) as seed_all:
         for tensors in points.groups(sum(x.numel() for x in scratch)):
             if losses:
                 seed_all(seed)
@@ -148,10 +155,10 @@ def _by_vmap(
 
 
 def _in_a_loop(
-    fn: Callable[..., Tensor], points: Points, scratch: Sequence[Tensor], seed: int
+    fn: Callable[..., Tensor], points: Points, scratch: Sequence[Tensor], seed: int, outside: bool
 ) -> Tensor:
     losses = []
-    with common_draws(seed, points.like) as seed_all:
+    with common_draws(seed, points.like, outside=outside) as seed_all:
         for tensors in points.groups(sum(x.numel() for x in scratch)):
             found = []
             for row in zip(*tensors):

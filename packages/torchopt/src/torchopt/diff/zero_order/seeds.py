@@ -84,15 +84,24 @@ class seeded:  # noqa: N801 - a class, since it is faster than a generator funct
         torch.default_generator.set_state(self._state)
 
 
-@contextlib.contextmanager
-def common_draws(seed: int, like: Sequence[Tensor]) -> Iterator[Callable[[int], None]]:
+def common_draws(
+    seed: int, like: Sequence[Tensor], *, outside: bool = True
+) -> contextlib.AbstractContextManager[Callable[[int], None]]:
     """Seed all global generators, which are those of `seeded`, Python's and numpy's.
 
-    They are restored on exit.
+    They are restored on exit. Entering the context returns a function that seeds them again.
 
-    Yields:
-        A function that seeds them again.
+    Args:
+        seed: The seed.
+        like: Tensors on the devices whose generators are seeded.
+        outside: Whether something may draw from the generators of Python and numpy; if nothing
+            does, they are left alone, which saves 0.2 ms.
     """
+    return _all_draws(seed, like) if outside else seeded(seed, like)
+
+
+@contextlib.contextmanager
+def _all_draws(seed: int, like: Sequence[Tensor]) -> Iterator[Callable[[int], None]]:
     numpy = sys.modules.get("numpy")
     state = random.getstate()
     kept = None if numpy is None else numpy.random.get_state()
