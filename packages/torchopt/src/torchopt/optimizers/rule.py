@@ -37,8 +37,9 @@ class Rule(LeafRule):
     Attributes:
         State: The class of the state, a NamedTuple. Each of its fields holds a list with one tensor
             per leaf, of the shape of the parameter, with these exceptions: `count` holds the number
-            of steps of each leaf, as 0-dim int64 tensors; `t` is the number of the next step, an
-            int, which states of the published package have instead; and the fields of `shared`.
+            of steps of each leaf, as 0-dim int64 tensors; `t` is the number of the next step, a
+            tensor too (states of the published package have it instead of counts, as an int); and
+            the fields of `shared`.
         shared: Fields with 0-dim float64 tensors that depend only on the count, so that leaves
             share them, and their initial values.
         kernel: The name of the rule in `csrc/math/rules.h`; None if there is none.
@@ -120,14 +121,16 @@ class Rule(LeafRule):
         for name, value in self.shared.items():
             fields[name] = _same(params, value)
         if "t" in self.State._fields:
-            fields["t"] = 1
+            device = params[0].device if params else None
+            fields["t"] = torch.ones((), dtype=torch.int64, device=device)
         if "count" in self.State._fields:
             fields["count"] = zero_counts(params)
         return self.State(**fields)
 
     def complete(self, state: Any) -> Any:
         """Return the state with counts that follow from its `t`."""
-        return state._replace(count=same_counts(getattr(state, self.roles[0]), state.t - 1))
+        steps = int(state.t) - 1
+        return state._replace(count=same_counts(getattr(state, self.roles[0]), steps))
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool

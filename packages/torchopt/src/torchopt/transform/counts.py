@@ -35,39 +35,21 @@ def increment(counts: list[Tensor]) -> list[Tensor]:
 
     Leaves that had no gradient in a step hold another, older tensor.
     """
-    if torch.compiler.is_compiling():
-        return _for_each_distinct_traced(lambda count: count + 1, counts)
-    distinct = {id(count): count for count in counts}
-    following = {key: count + 1 for key, count in distinct.items()}
-    return [following[id(count)] for count in counts]
+    return for_each_distinct(lambda count: count + 1, counts)
 
 
 def for_each_distinct(function: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
     """Return `function(*row)` for each row of the columns, computed once per distinct row.
 
-    Rows are compared by identity. Leaves that step together share their count, so values that
+    Tensors are compared by identity. Leaves that step together share their count, so values that
     depend only on the count are computed once for all of them.
     """
-    if torch.compiler.is_compiling():
-        return _for_each_distinct_traced(function, *columns)
-    known: dict[tuple[int, ...], T] = {}
+    # The tensors themselves are the keys, because torch.compile would make a program that is for
+    # one `id` alone.
+    known: dict[tuple[Any, ...], T] = {}
     out = []
     for row in zip(*columns):
-        key = tuple(map(id, row))
-        if key not in known:
-            known[key] = function(*row)
-        out.append(known[key])
-    return out
-
-
-def _for_each_distinct_traced(function: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
-    """Compare with `is`: by the `id` of a tensor, a program would be for that tensor alone."""
-    known: list[tuple[tuple[Any, ...], T]] = []
-    out = []
-    for row in zip(*columns):
-        found = [value for before, value in known if all(x is y for x, y in zip(row, before))]
-        if not found:
-            found = [function(*row)]
-            known.append((row, found[0]))
-        out.append(found[0])
+        if row not in known:
+            known[row] = function(*row)
+        out.append(known[row])
     return out

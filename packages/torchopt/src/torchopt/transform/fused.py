@@ -227,7 +227,7 @@ class Part:
             counts = members[i].count
             changes[i] = {"count": [_successor(counts[0])] * len(counts)}
             if "t" in members[i]._fields:
-                changes[i]["t"] = members[i].t + 1
+                changes[i]["t"] = _successor(members[i].t)
         for i, rule in self.plan.rules:
             if not rule.shared:
                 continue
@@ -307,8 +307,8 @@ def _has_no_number(x: Tensor) -> bool:
     return x.is_meta or type(x) not in PLAIN or x.numel() != 1
 
 
-def _successor(count: Tensor) -> Tensor:
-    """Return the count plus one, as a new tensor."""
+def _successor(count: Any) -> Any:
+    """Return the count plus one, as a new tensor if it is one."""
     made = _C.successor(count)
     return count + 1 if made is None else made
 
