@@ -14,6 +14,7 @@ from torchopt.kernels.devices import refuse_capture
 from torchopt.kernels.fused_step import StepCache
 from torchopt.optim.as_torch import AsTorch
 from torchopt.optim.named_state import StateGroups, leaf_names
+from torchopt.optim.param_group import ParamGroup
 from torchopt.optim.states import StepLock, copied
 from torchopt.optimizers.native import launch_step, step_inplace
 from torchopt.precision import forget_casts
@@ -61,6 +62,9 @@ class Optimizer(StateGroups):
     the named form, the names of parameters are their paths in the trees of the groups: keys of a
     dict, or numbers.
 
+    `torch.amp.GradScaler` works with it: a step whose gradients are not all finite is skipped. For
+    schedulers of `torch.optim.lr_scheduler`, see `TorchOptimizer`.
+
     Args:
         params: Tensors, or a tree of them.
         impl: The gradient transformation.
@@ -72,7 +76,7 @@ class Optimizer(StateGroups):
     Attributes:
         impl: The gradient transformation of the first group.
         impls: The gradient transformation of each group.
-        param_groups: A tuple of tensors for each group.
+        param_groups: A tuple of tensors for each group, with itself under the key `"params"`.
         param_treespecs: The tree of each group.
         state_groups: The state of each group; `UninitializedState()` before the first step.
 
@@ -103,7 +107,7 @@ class Optimizer(StateGroups):
         self.compensated, self.in_8_bits = compensated, in_8_bits
         self.impl = self._with_options(impl)
         self.impls: list[GradientTransformation] = []
-        self.param_groups: list[tuple[Tensor, ...]] = []
+        self.param_groups: list[ParamGroup] = []
         self.param_treespecs: list[PyTreeSpec] = []
         self.state_groups: list[Any] = []
         self._step_caches: list[StepCache] = []
@@ -285,7 +289,7 @@ class Optimizer(StateGroups):
                 )
         known = {id(p) for group in self.param_groups for p in group}
         require_distinct(leaves, [str(path) for path in tree_paths(params)], known)
-        self.param_groups.append(tuple(leaves))
+        self.param_groups.append(ParamGroup(leaves))
         self.param_treespecs.append(spec)
         self.impls.append(self.impl if impl is None else self._with_options(impl))
         self.state_groups.append(UninitializedState())

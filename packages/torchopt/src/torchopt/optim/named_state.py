@@ -259,7 +259,11 @@ class StateGroups:
         self._lent = True
 
     def state_dict(self) -> tuple[Any, ...]:
-        """Return the state of each group. Later steps do not change what was returned."""
+        """Return the state of each group. Later steps do not change what was returned.
+
+        After `torch.save`, `torch.load` reads it, with `weights_only=True` too in a process that
+        has used an optimizer of torchopt.
+        """
         with self._lock:
             self._lent = True
             return tuple(self.state_groups)

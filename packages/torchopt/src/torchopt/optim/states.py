@@ -13,10 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, UninitializedState
+from torchopt import transform
+from torchopt.base import EmptyState, GradientTransformation, UninitializedState
 from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = ["Caster", "StepLock", "copied", "fitted_state"]
+
+# What states consist of, so that `torch.load` reads them with weights_only=True.
+torch.serialization.add_safe_globals(
+    [
+        x
+        for x in (EmptyState, UninitializedState, *vars(transform).values())
+        if hasattr(x, "_fields")
+    ]
+)
 
 
 class StepLock(type(threading.RLock())):  # type: ignore[misc]  # the class has no public name

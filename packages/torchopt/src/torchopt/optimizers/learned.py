@@ -67,6 +67,9 @@ class LearnedLSTMState(NamedTuple):
     cell: Any
 
 
+torch.serialization.add_safe_globals([LearnedMLPState, LearnedLSTMState])
+
+
 def mlp_weights(
     hidden: Sequence[int] = (32, 32),
     *,

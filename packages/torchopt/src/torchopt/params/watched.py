@@ -15,6 +15,7 @@ Only the dictionaries of those modules are replaced. Torch itself is not patched
 from __future__ import annotations
 
 import collections
+import copy
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -334,6 +335,18 @@ class WatchedDict(dict[str, Any]):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return dict, (self.copy(),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        tensors = self.copy()
+        for key, x in tensors.items():
+            if isinstance(x, Tensor) and x.grad_fn is not None and id(x) not in memo:
+                raise NotDifferentiableError(
+                    f"copy.deepcopy(module): expected tensors without a graph, got the fast weight "
+                    f"{key!r} of {self.owner}, whose copy would have no gradient; use torchopt."
+                    'module_clone(module, by="copy"), by="deepcopy" to detach it, or restore the '
+                    "module with torchopt.recover_state_dict first"
+                )
+        return {key: copy.deepcopy(x, memo) for key, x in tensors.items()}
 
     def _refuse_reentrant(self, key: str, value: Tensor) -> None:
         ctx = reentrant_checkpoint()
