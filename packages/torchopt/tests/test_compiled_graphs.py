@@ -255,3 +255,41 @@ def test_results_that_are_arguments_or_views_of_them_are_returned() -> None:
     given = [random(2, 2), random(2, 2) + 1.0]
     found = compiled_graph(make_fx(mixed)(*given), given)([*given])
     torch.testing.assert_close(list(found), mixed(*given), rtol=1e-13, atol=0)
+
+
+def corrected(x: Tensor, y: Tensor, k: Tensor) -> list[Tensor]:
+    """Return a large tensor divided by a number that depends on a count."""
+    return [x / (1.0 - 0.9**k)]
+
+
+def after_a_step(x: Tensor, y: Tensor, k: Tensor) -> list[Tensor]:
+    """Return a product with weights that were changed before, which are a result too."""
+    w = y[:9] - 0.1 * y[1:]
+    return [torch.mm(x[:100].view(100, 1), w.view(1, 9)), w]
+
+
+def along_rows(x: Tensor, y: Tensor, k: Tensor) -> list[Tensor]:
+    """Return rows that are multiplied by the exponentials of a column."""
+    return [y.exp().unsqueeze(1) * x.view(10, 100)]
+
+
+def without_repeats(x: Tensor, y: Tensor, k: Tensor) -> list[Tensor]:
+    """Return loops that read nothing, numbers, sums or short results repeatedly."""
+    return [x.exp() * x, x * 2.0, x / x.sum(), y * k.exp(), x.view(10, 100) + y.unsqueeze(1)]
+
+
+REPEATS = [(corrected, 1), (after_a_step, 1), (along_rows, 1), (without_repeats, 0)]
+
+
+@pytest.mark.parametrize(("function", "count"), REPEATS)
+def test_a_result_that_larger_loops_read_is_stored(function: Any, count: int) -> None:
+    found = rewritten(function, random(1000), random(10), random(1)[0].abs() + 1.0)
+    assert found.count(torch.ops._inductor_test.realize.default) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", [function for function, _ in REPEATS])
+def test_a_graph_with_stored_results_is_compiled(function: Any) -> None:
+    given = [random(1000), random(10), random(1)[0].abs() + 1.0]
+    found = compiled_graph(make_fx(function)(*given), given)([*given])
+    torch.testing.assert_close(list(found), function(*given), rtol=1e-12, atol=1e-12)

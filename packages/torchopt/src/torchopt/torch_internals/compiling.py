@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchopt.errors import CompilerError
 from torchopt.torch_internals.convolutions import weight_gradients_restored
+from torchopt.torch_internals.storing import repeated_reads_stored
 from torchopt.torch_internals.tracing import repeats_removed, writes
 
 __all__ = ["compiled_graph"]
@@ -151,7 +152,8 @@ def _lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> torch.f
     them: a library call takes longer than their arithmetic. Pooling windows that tile the image
     become dimensions, because inductor would find the window of each pixel by divisions. One entry
     of each short line, as in the derivative of a cross-entropy, is changed by a mask, because
-    inductor would write the lines to memory before. Numbers become constants.
+    inductor would write the lines to memory before. Numbers become constants. On a CPU, results
+    that loops over larger tensors read are stored.
     """
     from torch._dispatch.python import enable_python_dispatcher
     from torch._inductor.decomposition import select_decomp_table
@@ -167,6 +169,8 @@ def _lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> torch.f
     made.graph.eliminate_dead_code()
     if repeats_removed(made) and weight_gradients_restored(made):
         made = make_fx(made)(*examples)  # for the values of the new nodes
+    if all(x.device.type == "cpu" for x in examples) and not writes(made.graph.nodes):
+        repeated_reads_stored(made)
     return made
 
 

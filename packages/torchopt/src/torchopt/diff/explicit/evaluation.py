@@ -63,13 +63,16 @@ class Evaluation:
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors that are differentiated."""
+        arguments, self._arguments = self._arguments, []  # it is called once
         with torch.no_grad():
-            found = list(self._program(self._arguments, self._held))
-        count = len(self._form.graph)
-        self.values, self._kept = found[:count], found[count:]
+            found = self._program(arguments, self._held)
+        graph = self._form.graph
+        self._kept = list(found[len(graph) :])
+        # The program returns an argument as it is where the function returned it detached.
+        self.values = [x if g else x.detach() for x, g in zip(found, graph)]
         self._versions = versions(self._kept)
         # Detached, because the graph of the outputs refers to this object.
-        return tuple(x.detach() for x, g in zip(self.values, self._form.graph) if g)
+        return tuple(x.detach() for x, g in zip(self.values, graph) if g)
 
     def pull_back(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
@@ -127,7 +130,7 @@ class Prepared:
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """Return the result of the function for these arguments of the program."""
-        call = Evaluation(self.program, [x.detach() for x in tensors], self.held, self.words)
+        call = Evaluation(self.program, list(tensors), self.held, self.words)
         if not any(self.program.form.graph):
             return call.result(call.evaluate())
         inputs = [*(x for x, w in zip(tensors, self.wanted) if w), *self.leaves]

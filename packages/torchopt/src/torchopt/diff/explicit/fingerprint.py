@@ -151,11 +151,13 @@ def form_of(x: Tensor) -> tuple[Hashable, ...]:
 
 def settings() -> tuple[Hashable, ...]:
     """Return the settings of torch that decide which operations run."""
-    autocast = tuple(
-        (device, torch.get_autocast_dtype(device))
-        for device in ("cpu", "cuda")
-        if torch.is_autocast_enabled(device)
-    )
+    autocast: tuple[Hashable, ...] = ()
+    if torch_internals.any_autocast():
+        autocast = tuple(
+            (device, torch.get_autocast_dtype(device))
+            for device in ("cpu", "cuda")
+            if torch.is_autocast_enabled(device)
+        )
     return (
         torch.get_default_dtype(),
         torch.empty(0).device,  # a tenth of the time of torch.get_default_device

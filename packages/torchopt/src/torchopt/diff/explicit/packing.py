@@ -55,6 +55,11 @@ class Packing:
         return [i for i in range(self.size) if i not in self.places]
 
     @property
+    def is_whole(self) -> bool:
+        """Whether a packed list is one buffer, whose form depends on nothing else."""
+        return len(self.places) == self.size
+
+    @property
     def count(self) -> int:
         """The number of tensors in a packed list."""
         return self.size - len(self.places) + bool(self.places)

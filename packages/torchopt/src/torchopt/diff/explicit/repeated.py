@@ -131,6 +131,7 @@ class Repeated:
         self.start, self.program, self.pull = started.form, program, program.form.pull
         self.unroll, self.count = unroll, call.steps // unroll
         self.is_direct = True
+        self.pull_fits = False  # whether the arguments of the adjoint are known to fit it
         self.held = [reach.tensors[i] for i in program.held]
         places = dict.fromkeys((*program.held, *self.start.program.held))
         self.constants = [reach.tensors[i] for i in places]
@@ -204,10 +205,10 @@ class _Repetition:
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors of the result."""
-        like, tensors = self._like, [x.detach() for x in inputs]
-        found = like.start.program([tensors[i] for i in like.start.taken], like.reach.tensors)
+        like = self._like
+        found = like.start.program([inputs[i] for i in like.start.taken], like.reach.tensors)
         before = like.packing.packed([found[i] for i in like.once])
-        others = [*(tensors[i] for i in like.used), *like.held]
+        others = [*(inputs[i] for i in like.used), *like.held]
         program = Caller(like.program) if like.copies else like.program.function
         end, rests = chained(program, before, others, like.count)
         losses = [x for rest in rests for x in rest[: like.unroll]]
@@ -228,11 +229,11 @@ class _Repetition:
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
     ) -> tuple[Tensor | None, ...]:
         """Return the cotangents of the inputs."""
-        like, kept = self._like, self._kept
+        like, kept, begun = self._like, self._kept, self._begun
         attached = torch.is_grad_enabled() or is_transforming()
         if attached or not kept or cotangents[-1] is not None:
             return self._pulled_by_run(inputs, cotangents, attached=attached)
-        self._kept = []  # freed here like a graph
+        self._kept, self._begun = [], ()  # freed here like a graph
         if versions(self._watched) != self._versions[0]:
             self._require_unchanged("a result")
         self._watched = []
@@ -241,18 +242,20 @@ class _Repetition:
         pull = like.pull.program
         packing = pull.taken or Packing(len(dense))
         size = packing.count - like.missing
+        caller = Caller(pull)
         smooth, total = pulled_through(
-            Caller(pull),
+            pull.function if like.pull_fits else caller,
             kept,
             packing.packed(dense),
             like.filled_up if like.missing else None,
             size,
         )
+        like.pull_fits |= packing.is_whole and not caller.copies
         out: list[Tensor | None] = [None] * len(inputs)
         for i, c in zip(like.places, total):
             out[i] = c
         # The adjoint of the start may return parts of one buffer.
-        more = like.start.pull([*self._begun, *packing.unpacked(smooth)], ())
+        more = like.start.pull([*begun, *packing.unpacked(smooth)], ())
         for i, c in zip(like.start.reached, more):
             present = out[i]
             out[i] = c.clone() if present is None else present.add_(c)

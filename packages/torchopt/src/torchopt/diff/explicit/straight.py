@@ -21,7 +21,7 @@ from torchopt.diff.explicit.step import Aux, Carry
 from torchopt.diff.explicit.taken import inputs_of
 from torchopt.diff.explicit.trace import Program, versions
 from torchopt.diff.explicit.variables import Input
-from torchopt.torch_internals import foreach_add_
+from torchopt.torch_internals import foreach_add, foreach_add_
 
 __all__ = ["Caller", "LaterMoment", "Straight", "chained", "pulled_through", "require_unchanged"]
 
@@ -114,6 +114,7 @@ def pulled_through(
         size: How many cotangents of the carry it returns; None: all.
     """
     size, total = len(smooth) if size is None else size, list[Tensor]()
+    own = False  # whether the sums are tensors that nothing else refers to
     while kept:
         saved = kept.pop()
         found = call([*saved, *smooth])
@@ -122,10 +123,12 @@ def pulled_through(
         if filled is not None:
             smooth = filled(smooth)
         if not total:
-            total = [x.clone() for x in others]
-        elif others:
+            total = list(others)
+        elif own:
             foreach_add_(total, list(others))
-    return smooth, total
+        else:
+            total, own = foreach_add(total, list(others)), True
+    return smooth, list(total) if own else [x.clone() for x in total]
 
 
 def require_unchanged(
