@@ -91,9 +91,9 @@ def mlp_weights(
     weights = {}
     for k, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:])):
         scale = (0.1 if k == len(hidden) else 1.0) / fan_in**0.5
-        w = torch.randn(fan_in, fan_out, generator=generator, dtype=dtype)
+        w = _drawn(fan_in, fan_out, generator=generator, dtype=dtype)
         weights[f"w{k}"] = scale * w
-        weights[f"b{k}"] = torch.zeros(fan_out, dtype=dtype)
+        weights[f"b{k}"] = w.new_zeros(fan_out)
     return weights
 
 
@@ -119,12 +119,12 @@ def lstm_weights(
     weights = {}
     for k in range(layers):
         fan_in = (hidden if k else 2) + hidden
-        w = torch.randn(fan_in, 4 * hidden, generator=generator, dtype=dtype)
+        w = _drawn(fan_in, 4 * hidden, generator=generator, dtype=dtype)
         weights[f"w{k}"] = w / fan_in**0.5
-        bias = torch.zeros(4 * hidden, dtype=dtype)
+        bias = w.new_zeros(4 * hidden)
         bias[hidden : 2 * hidden] = 1.0  # the forget gate is open at first
         weights[f"b{k}"] = bias
-    weights["out"] = torch.randn(hidden, 1, generator=generator, dtype=dtype) / hidden**0.5
+    weights["out"] = _drawn(hidden, 1, generator=generator, dtype=dtype) / hidden**0.5
     return weights
 
 
@@ -219,6 +219,14 @@ def learned_lstm(weights: Weights, *, step_scale: float | Tensor = 0.1) -> Gradi
         _require_shape(weights, f"b{k}", expected[1:], "learned_lstm")
     _require_shape(weights, "out", (hidden, 1), "learned_lstm")
     return as_transformation(LearnedLSTM(weights, step_scale), already_flattened=False)
+
+
+def _drawn(*shape: int, generator: torch.Generator | None, dtype: torch.dtype | None) -> Tensor:
+    """Return normal numbers on the default device, or on that of a generator off the CPU."""
+    if generator is None:
+        return torch.randn(*shape, dtype=dtype)
+    x = torch.randn(*shape, generator=generator, dtype=dtype, device=generator.device)
+    return x.to(torch.get_default_device()) if generator.device.type == "cpu" else x
 
 
 def _require_sizes(sizes: Any, what: str) -> None:

@@ -96,7 +96,7 @@ class Line:
 
         def noise(x: Tensor) -> Tensor:
             scale = float(x.detach().double().square().mean().sqrt()) if x.numel() else 0.0
-            drawn = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            drawn = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
             return (drawn * (scale or 1.0)).to(x.device)
 
         self.moved = [isinstance(x, Tensor) and x.is_floating_point() for x in self.leaves]
@@ -107,7 +107,7 @@ class Line:
         self.devices = sorted({x.device.index for x in floats if x.device.type == "cuda"})
         self.held: list[list[Tensor]] | None = None
         self._differences: list[tuple[float, float]] | None = None
-        self._epsilon = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        self._epsilon = torch.zeros((), dtype=torch.float64, device="cpu", requires_grad=True)
         self._base = self._run(0.0, graph=True)
         self.held = self._base.held
         self._check_repeats()
@@ -290,7 +290,7 @@ def _is_wrong_inside(func: Callable[..., Any], given: Any) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        return torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
 
     moved = [isinstance(x, Tensor) and x.is_floating_point() for x in leaves]
     given = list(itertools.compress(leaves, moved))
@@ -309,7 +309,7 @@ def _is_wrong_inside(func: Callable[..., Any], given: Any) -> bool:
             return sum((t * projection(t, i)).sum() for i, t in enumerate(found) if t is not None)
 
     try:
-        step = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        step = torch.zeros((), dtype=torch.float64, device="cpu", requires_grad=True)
         value = tangent(step)
         if not isinstance(value, Tensor) or not value.requires_grad:
             return False

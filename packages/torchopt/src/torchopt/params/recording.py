@@ -67,7 +67,8 @@ def projection(like: Tensor, seed: int) -> Tensor:
     if not like.ndim:
         return torch.ones((), dtype=torch.float64, device=like.device)
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)
+    drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu")
+    return drawn.to(like.device)
 
 
 class Double(TorchFunctionMode):

@@ -171,7 +171,7 @@ def _interior_point(data: Program, rounding: float, maxiter: int) -> State:
     """
     Q, c, A, b, G, h = data
     n, p = c.shape[0], b.shape[0]
-    eye, corner = torch.eye(n).to(c), -REGULARISATION * torch.eye(p).to(c)
+    eye, corner = _eye(n, c), -REGULARISATION * _eye(p, c)
     eps = torch.finfo(c.dtype).eps
 
     def newton(weights: Tensor) -> State:
@@ -346,14 +346,17 @@ def _violation(data: Program, solution: State) -> Tensor:
     return torch.maximum(stationary, _largest(equal, torch.minimum(slack, sign)))
 
 
+def _eye(n: int, like: Tensor) -> Tensor:
+    return torch.eye(n, dtype=like.dtype, device=like.device)
+
+
 # --- problems without a solution ------------------------------------------------------------------
 
 
 def _is_convex(data: Program, rounding: float) -> Tensor:
     """Return whether Q is positive semi-definite on A x = 0, up to rounding."""
-    inside = (
-        null_projector(data.A.mT, rounding) if data.A.numel() else torch.eye(len(data.c)).to(data.c)
-    )
+    free = not data.A.numel()
+    inside = _eye(len(data.c), data.c) if free else null_projector(data.A.mT, rounding)
     if not data.c.numel():
         return (data.c == 0).all()
     values = torch.linalg.eigvalsh(inside @ data.Q @ inside)

@@ -42,7 +42,10 @@ def _is_count(parameter: inspect.Parameter) -> bool:
 def _tensors(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_tensors(v) for v in value)
-    return value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+    if isinstance(value, Tensor):
+        return value
+    # On the CPU, whatever the default device is: such a number fits parameters on any device.
+    return torch.tensor(float(value), dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)

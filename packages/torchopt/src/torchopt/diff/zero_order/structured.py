@@ -46,9 +46,13 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="cpu")  # whatever the default device is
+
+
 def _normal_rows(dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """Return Gaussian directions as a matrix `[stop - start, dimension]` on the CPU."""
-    return Gaussian().draw([torch.empty(dimension, dtype=dtype)], seed, start, stop)[0]
+    return Gaussian().draw([_empty(dimension, dtype=dtype)], seed, start, stop)[0]
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Orthogonal(_Flat):
         size = self.coupled(dimension)
 
         blocks = range(start // size, -(-stop // size))
-        drawn = torch.empty(len(blocks), 2, dimension, size, dtype=torch.float64)
+        drawn = _empty(len(blocks), 2, dimension, size, dtype=torch.float64)
         generator = torch.Generator()
         for out, block in zip(drawn, blocks):
             out.normal_(generator=generator.manual_seed(member_seed(seed, block)))
@@ -173,13 +177,16 @@ class Sobol(_Flat):
         """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
         size = self.coupled(dimension)
         if not dimension:
-            return torch.empty(stop - start, 0, dtype=dtype)
+            return _empty(stop - start, 0, dtype=dtype)
 
         def points_of(number: int) -> Tensor:
             engine = torch.quasirandom.SobolEngine(
                 dimension, scramble=True, seed=member_seed(seed, number)
             )
+            # draw() rounds the first point to the default dtype.
+            first = engine.quasi.double() * 2.0**-engine.MAXBIT
             u = engine.draw(size, dtype=torch.float64)
+            u[0] = first
             # The engine's points have 30 bits; the middle of a cell lies inside (0, 1).
             normal: Tensor = torch.special.ndtri(u + 2.0**-31)
             return normal

@@ -273,7 +273,7 @@ def _pair(
 
         def run(leaves: Sequence[Tensor], inner: Any) -> tuple[Any, Tensor]:
             theta = layout.tree(leaves)
-            total = torch.zeros(())
+            total = torch.zeros((), device="cpu")
             for t in range(position * window, (position + 1) * window):
                 inner, loss = loop.step(theta, inner, t)
                 total = total + _checked(loss)
