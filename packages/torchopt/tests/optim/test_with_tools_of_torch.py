@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import torchopt
 from torchopt import transform
+from torchopt.optim import TorchOptimizer
 from torchopt.optim.param_group import ParamGroup
 from torchopt.optimizers.learned import learned_lstm, learned_mlp, lstm_weights, mlp_weights
 
@@ -261,3 +262,51 @@ def test_a_copy_keeps_tied_weights_tied() -> None:
     assert again[1].weight is again[0].weight
     assert again[0].weight is not net[0].weight
     assert isinstance(again[0].weight, nn.Parameter)
+
+
+@pytest.mark.parametrize("how", ["replaced", "exchanged", "added", "removed"])
+@pytest.mark.parametrize("name", ["adam", "muon", "prodigy"])
+def test_a_list_of_parameters_that_changed_is_refused_as_the_state_is_of_others(
+    name: str, how: str
+) -> None:
+    params = [torch.ones(2, 2, requires_grad=True) for _ in range(3)]
+    optimizer = TorchOptimizer(params[:2], ROWS[name].functional, **ROWS[name].settings[0])
+
+    def step() -> None:
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+
+    held = optimizer.param_groups[0]["params"]
+    step()
+    changed = {
+        "replaced": [params[0], params[2]],
+        "exchanged": [params[1], params[0]],
+        "added": params,
+        "removed": params[:1],
+    }[how]
+    held[:] = changed
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['params'\] changed since.*add_param"):
+        step()
+    torch.testing.assert_close(params, before, rtol=0, atol=0)
+    held[:] = params[:2]
+    for again in (optimizer, pickle.loads(pickle.dumps(optimizer)), copy.deepcopy(optimizer)):
+        again.step()  # copies of the parameters are theirs
+    assert not torch.equal(params[0], before[0])
+
+
+def test_groups_added_or_removed_by_hand_are_refused() -> None:
+    p, q = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = torchopt.Adam([p], lr=0.1)
+    optimizer.add_param_group([q])
+    p.grad, q.grad = torch.ones(2), torch.ones(2)
+    for groups in (optimizer.param_groups[1:], [*optimizer.param_groups, (torch.ones(1),)], []):
+        held, optimizer.param_groups = optimizer.param_groups, groups
+        with pytest.raises(ValueError, match=r"the 2 groups that have a state, got [013] in param"):
+            optimizer.step()
+        optimizer.param_groups = held
+    assert p.tolist() == q.tolist() == [1.0, 1.0]
+    optimizer.step()
+    assert p.tolist() == q.tolist()
+    assert p.tolist() != [1.0, 1.0]

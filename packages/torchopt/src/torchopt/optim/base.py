@@ -172,6 +172,12 @@ class Optimizer(StateGroups):
             with torch.enable_grad():
                 loss = closure()
         with self._lock:
+            if len(self.param_groups) != len(self.state_groups):
+                raise ValueError(
+                    f"step(): expected the {len(self.state_groups)} groups that have a state, got "
+                    f"{len(self.param_groups)} in param_groups; add a group with add_param_group, "
+                    "or make a new optimizer"
+                )
             if self._lent:
                 self.state_groups[:] = [copied(state) for state in self.state_groups]
                 self._lent = False

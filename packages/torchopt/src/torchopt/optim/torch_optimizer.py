@@ -6,7 +6,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +88,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._made: list[tuple[dict[str, Any], GradientTransformation]] = []
         # For each group, the states of stages that a hyper-parameter has switched off, by name.
         self._left: list[dict[str, Any]] = []
+        # For each group, the parameters that its state is of.
+        self._owners: list[list[Tensor]] = []
         self._lock = StepLock()
         defaults = _defaults(make) | hyper_parameters
         if required not in defaults.values() or not hyper_parameters.keys() <= defaults.keys():
@@ -118,6 +121,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._made.append(made)
         self._states.append(UninitializedState())
         self._left.append({})
+        self._owners.append([])
 
     def _takes(self, name: str) -> bool:
         """Return whether an entry of a group is a hyper-parameter; the others are notes."""
@@ -188,6 +192,8 @@ class TorchOptimizer(torch.optim.Optimizer):
                 state = self._states[index]
                 if isinstance(state, UninitializedState):
                     state = made.init(params)
+                else:
+                    self._require_same(index, params)
                 updates, state = made.update(
                     [p.grad for p in params], state, params=params, inplace=False
                 )
@@ -196,7 +202,19 @@ class TorchOptimizer(torch.optim.Optimizer):
             for updates, _ in steps:
                 add_(*updates)
             self._states = [state for _, state in steps]
+            self._owners = [list(group["params"]) for group in self.param_groups]
         return loss
+
+    def _require_same(self, index: int, params: Sequence[Tensor]) -> None:
+        """Raise ValueError if the list of a group has other parameters than its state."""
+        known = self._owners[index]
+        if len(params) != len(known) or any(map(operator.is_not, params, known)):
+            raise ValueError(
+                f"step(): the parameters in param_groups[{index}]['params'] changed since the last "
+                f"step ({len(known)} before, {len(params)} now), and the state is that of those "
+                "before; expected the same tensors. Add new ones with add_param_group, write new "
+                "values into a parameter, or make a new optimizer."
+            )
 
     @property  # type: ignore[override]  # by name, not by parameter
     def state(self) -> dict[str, Any]:
@@ -245,9 +263,10 @@ class TorchOptimizer(torch.optim.Optimizer):
             )
         super().__setstate__({"param_groups": groups})
         self._made, self._states, self._left = made, states, [{} for _ in groups]
+        self._owners = [list(group["params"]) for group in groups]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: vars(self)[name] for name in ("make", "_states", "_made", "_left")}
+        own = {n: vars(self)[n] for n in ("make", "_states", "_made", "_left", "_owners")}
         return {"defaults": self.defaults, "param_groups": self.param_groups, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -255,7 +274,9 @@ class TorchOptimizer(torch.optim.Optimizer):
         if "make" not in state:
             self._load(state["param_groups"], state["state"])
             return
-        super().__setstate__(state)
+        super().__setstate__(
+            {"_owners": [list(g["params"]) for g in state["param_groups"]], **state}
+        )
         self._keywords = _keywords(self.make)
         self._lock = StepLock()
 
