@@ -27,8 +27,8 @@ class ClipGradNorm(LeafRule):
 
     max_norm: Hyper = at_least_zero("max_norm value")
     norm_type: Hyper = number()
-    error_if_nonfinite: bool
-    differentiable: bool
+    error_if_nonfinite: bool = number()
+    differentiable: bool = number()
     complex_numbers: ClassVar[str] = "whole"
 
     def update_leaves(
