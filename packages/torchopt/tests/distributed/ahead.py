@@ -68,10 +68,14 @@ class Ahead:
 
 
 def in_world(
-    program: Callable[..., Any], size: int, *args: Any, env: dict[str, str] | None = None
+    program: Callable[..., Any],
+    size: int,
+    *args: Any,
+    env: dict[str, str] | None = None,
+    seconds: float = PATIENCE,
 ) -> list[Any]:
     """Run a program in its own world and return the results of its processes by rank."""
-    return todist.spawn(program, size, args, env=env, start_method="forkserver", timeout=PATIENCE)
+    return todist.spawn(program, size, args, env=env, start_method="forkserver", timeout=seconds)
 
 
 def reports(folder: Path) -> dict[int, Any]:

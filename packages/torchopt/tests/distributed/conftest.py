@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Worlds of real processes on the loopback interface, started from a process that has torch.
 
-No test waits longer than `distributed_programs.PATIENCE` seconds and none chooses a port.
+No test waits longer than `distributed_programs.PATIENCE` seconds, those of the grids three times as
+long, and none chooses a port.
 """
 
 from __future__ import annotations
@@ -46,9 +47,12 @@ def _no_folder_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     assert list(temporary.glob("torchopt-*")) == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def _server(_no_folder_is_left: None) -> None:
-    """Start the process that others are forked from, in a place where it finds the programs."""
+    """Start the process that others are forked from, in a place where it finds the programs.
+
+    It imports torch while the first tests run, which need no other process.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         patch.setenv("OMP_NUM_THREADS", "1")  # the threads of a world of one would wait for cores
@@ -113,7 +117,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the tests of this folder.
 
     First those that may change the environment and modules of this process: no work of others runs
-    beside them. Then those in standing worlds, which compute while the work of others waits, the
+    beside them; the last of them start processes. Then those in standing worlds, which compute while the work of others waits, the
     longest of them last. Then these others. Last the files with remote calls, whose threads poll
     and slow down other tests.
     """
@@ -121,13 +125,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     last = ("test_nothing_silent.py", "test_remote_calls.py", "test_world.py")
     long = ("test_checkpoint.py", "test_sharded.py")
 
-    def order(item: pytest.Item) -> int:
+    def order(item: pytest.Item) -> float:
         names = getattr(item, "fixturenames", ())
         if item.path.name in last:
             return 4
         if "standing" in names:
             return 2 if item.path.name in long else 1
-        return 3 if "made" in names else 0
+        if "made" in names:
+            return 2 if item.path.name in long else 3
+        return 0.5 if item.path.name == "test_folder.py" else 0.0
 
     for k, item in zip(places, sorted((items[k] for k in places), key=order)):
         items[k] = item

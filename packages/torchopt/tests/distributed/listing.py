@@ -32,7 +32,7 @@ def compute_loss(model, batch, target):
 def train():
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1).double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    optimizer = torchopt.SGD(model.parameters(), lr=0.2)
     batch = torch.randn(8, 4, dtype=torch.float64)
     target = batch.sum(dim=1, keepdim=True)
     losses = []

@@ -40,7 +40,7 @@ def error(got: Any, want: Any) -> float:
     worst = 0.0
     for a, b in zip(got, want, strict=True):
         a, b = a.detach(), b.detach()
-        scale = b.abs().max() + 1e-300
+        scale = b.abs().max() + 1e-300 if b.numel() else 1.0
         if (shard := getattr(a, "placements", None)) is not None:
             (placement,) = shard
             mesh = a.device_mesh
@@ -100,7 +100,6 @@ def grid() -> dict[str, float]:
     import torch.distributed as dist
     from torch.distributed.checkpoint import state_dict as dcp
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     alone = not dist.is_initialized()
@@ -112,55 +111,59 @@ def grid() -> dict[str, float]:
     x_d = distribute_tensor(x, mesh, [Replicate()])
     found: dict[str, float] = {}
 
-    for name in (*CLASSES, *(OTHERS if n == 3 else ())):
-        plain, net = small_net(), small_net()
-        fully_shard(net)
-        for module in (plain, net):
-            optimizer = getattr(torchopt, name)(module.parameters(), lr=0.1)
-            for _ in range(2):
-                optimizer.zero_grad()
-                (module(x) ** 2).mean().backward()
-                optimizer.step()
-            if module is net:
-                held = sum(p.to_local().numel() for p in net.parameters())
-                states = torch.utils._pytree.tree_leaves(optimizer.state_dict())
-                sizes = [s.to_local().numel() for s in states if hasattr(s, "to_local")]
-                total = sum(p.numel() for p in net.parameters())
-                found[f"share {name}"] = held / total
-                found[f"states {name}"] = sum(sizes) / total
-        found[name] = error(net.parameters(), plain.parameters())
+    def held(module: Any, optimizer: Any) -> tuple[float, float]:
+        """Return this rank's share of parameters and states, in units of the parameters."""
+        states = torch.utils._pytree.tree_leaves(optimizer.state_dict())
+        sizes = [x.to_local().numel() for x in states if hasattr(x, "to_local")]
+        total = sum(p.numel() for p in module.parameters())
+        return sum(p.to_local().numel() for p in module.parameters()) / total, sum(sizes) / total
 
-    def saved_and_loaded(name: str) -> float:
-        """Return the error of a whole state dict, and of a step after it was loaded again."""
-        states, off = [], 0.0
+    def trained(name: str, again: bool, **options: Any) -> None:
+        """Train for two steps. Then load the state after the first one, and take the second again.
+
+        Args:
+            name: The class of the optimizer.
+            again: Whether to load.
+            options: Of the optimizer.
+        """
+        key = " ".join([name, *options])
+        ends, states = [], []
         for module in (small_net(), under_fully_shard("whole")):
-            more = {"momentum": 0.9} if name == "SGD" else {}  # torch takes no empty state
-            optimizer = getattr(torchopt, name)(module.parameters(), lr=0.1, **more)
+            optimizer = getattr(torchopt, name)(module.parameters(), lr=0.1, **options)
 
             def step(module: Any = module, optimizer: Any = optimizer) -> list[Tensor]:
                 optimizer.zero_grad()
                 (module(x) ** 2).mean().backward()
                 optimizer.step()
-                return [full(p).detach().clone() for p in module.parameters()]
+                parts = [p.to_local() if hasattr(p, "to_local") else p for p in module.parameters()]
+                return [p.detach().clone() for p in parts]
 
             step()
-            options = dcp.StateDictOptions(full_state_dict=True)
-            saved = copy.deepcopy(dcp.get_state_dict(module, optimizer, options=options))
+            if again:
+                whole = dcp.StateDictOptions(full_state_dict=True)
+                model, state = copy.deepcopy(dcp.get_state_dict(module, optimizer, options=whole))
+                leaves = torch.utils._pytree.tree_leaves((model, state))
+                states.append([y for y in leaves if isinstance(y, Tensor)])
             want = step()
-            dcp.set_state_dict(
-                module,
-                optimizer,
-                model_state_dict=saved[0],
-                optim_state_dict=saved[1],
-                options=options,
-            )
-            off = max(off, error(step(), want))
-            leaves = torch.utils._pytree.tree_leaves(saved)
-            states.append([y for y in leaves if isinstance(y, Tensor)])
-        return max(off, error(states[1], states[0]))
+            ends.append([p.detach().clone() for p in module.parameters()])
+            if again:
+                dcp.set_state_dict(
+                    module,
+                    optimizer,
+                    model_state_dict=model,
+                    optim_state_dict=state,
+                    options=whole,
+                )
+                found[f"{key} again {len(ends)}"] = error(step(), want)
+        found[f"share {key}"], found[f"states {key}"] = held(module, optimizer)
+        found[key] = error(ends[1], ends[0])
+        if again:
+            found[f"state dict {key}"] = error(states[1], states[0])
 
-    for name in CLASSES:
-        found[f"state dict {name}"] = saved_and_loaded(name)
+    for name in CLASSES:  # torch takes no empty state
+        trained(name, True, **({"momentum": 0.9} if name == "SGD" else {}))
+    for name in ("SGD", *(OTHERS if n == 3 else ())):
+        trained(name, False)
 
     def clipped(make: Any) -> float:
         """Return the error with clipping by the norm of all gradients, under `fully_shard`."""

@@ -9,6 +9,7 @@ import distributed_programs
 import pytest
 import sharded_programs as programs
 import torch
+from ahead import ahead, in_world
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import torchopt
@@ -16,16 +17,11 @@ import torchopt
 SIZES = (1, 2, 3, 4)
 
 
-@pytest.fixture(scope="module")
-def grids(standing_at_once):
-    """The grids of all sizes, which compute while the others wait for messages."""
-    return standing_at_once(programs.grid, SIZES)
-
-
 @pytest.mark.parametrize("n", SIZES)
-def test_sharded_parameters_are_trained_like_those_of_one_process(grids, n):
+@ahead(lambda folder, n: in_world(programs.grid, n, seconds=3 * distributed_programs.PATIENCE))
+def test_sharded_parameters_are_trained_like_those_of_one_process(made, n):
     total = sum(p.numel() for p in programs.small_net().parameters())
-    for found in grids[n]:
+    for found in made:
         errors = {k: v for k, v in found.items() if not k.startswith(("share ", "states "))}
         assert len(errors) > 40
         assert max(errors.values()) < 1e-12, max(errors.items(), key=lambda item: item[1])
