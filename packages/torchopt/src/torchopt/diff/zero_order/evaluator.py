@@ -18,7 +18,7 @@ __all__ = ["Evaluator", "Points"]
 
 # A vmap takes points of about this many entries together, but not fewer than so many points: its
 # intermediate results then stay in the caches of the processor, and a call of it costs little.
-ENTRIES, LEAST_ROWS = 2**20, 32
+ENTRIES, LEAST_ROWS = 2**19, 32
 
 
 @dataclass(frozen=True)
