@@ -110,6 +110,51 @@ def saves_a_step_again(path: str) -> Any:
 
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def shards_in_two_ways(path: str) -> Any:
+    """Return what was saved under tensor parallelism and `fully_shard`, and is loaded on each mesh.
+
+    Then also what module and optimizer are after they were trained on and loaded.
+    """
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import parallel
+
+    mesh = _mesh((2, 2))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    ways = {"0": parallel.ColwiseParallel(), "2": parallel.RowwiseParallel()}
+    parallel.parallelize_module(net, mesh["shards"], ways)
+    fully_shard(net, mesh=mesh["tasks"])
+    optimizer = torchopt.Adam(net.parameters(), lr=0.1)
+
+    def state() -> dict[str, Any]:
+        return {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def whole(tree: Any) -> list[torch.Tensor]:
+        leaves = torch.utils._pytree.tree_leaves(tree)
+        return [x.full_tensor().detach().clone() for x in leaves if hasattr(x, "full_tensor")]
+
+    def train() -> None:
+        optimizer.zero_grad()
+        (net(torch.ones(2, 4, dtype=torch.float64)) ** 2).mean().backward()
+        optimizer.step()
+
+    train()
+    saved = whole(state())
+    todist.Checkpoint(path).save(1, state())
+    found = todist.Checkpoint(path).load()
+    assert found is not None
+    train()
+    later = whole(state())
+    net.load_state_dict(found[1]["net"])
+    optimizer.load_state_dict(found[1]["optimizer"])
+    train()
+    kinds = {type(p).__name__ for x in net.parameters() for p in x.placements}
+    elsewhere = [todist.Checkpoint(path).load(mesh=_mesh(dims)) for dims in ((4, 1), (1, 4))]
+    loaded = [whole(each and each[1]) for each in (found, *elsewhere)]
+    return saved, loaded, later, whole(state()), kinds
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def saves_a_sum_that_is_pending(path: str) -> Any:
     """Return what is told about a DTensor whose ranks hold the terms of a sum."""
     from torch.distributed.tensor import DTensor, Partial

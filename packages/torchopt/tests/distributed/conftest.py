@@ -117,9 +117,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the tests of this folder.
 
     First those that may change the environment and modules of this process: no work of others runs
-    beside them; the last of them start processes. Then those in standing worlds, which compute while the work of others waits, the
-    longest of them last. Then these others. Last the files with remote calls, whose threads poll
-    and slow down other tests.
+    beside them; the last of them start processes. Then those in standing worlds, which compute
+    while the work of others waits, the longest of them last. Then these others; the longest of
+    their work begins first. Last the files with remote calls, whose threads poll and slow down
+    other tests.
     """
     places = [k for k, x in enumerate(items) if Path(__file__).parent in x.path.parents]
     last = ("test_nothing_silent.py", "test_remote_calls.py", "test_world.py")

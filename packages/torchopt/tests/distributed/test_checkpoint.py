@@ -241,6 +241,17 @@ def test_a_save_that_rank_0_cannot_make_is_refused_on_every_rank(standing, tmp_p
         assert last[0] == 3
 
 
+def test_shards_of_tensor_parallelism_and_fully_shard_are_restored(standing, tmp_path):
+    path = str(tmp_path / "state.pt")
+    for saved, loaded, later, again, kinds in standing(programs.shards_in_two_ways, 4, path):
+        assert "_StridedShard" in kinds
+        assert len(saved) == 3 * 4  # parameters and two moments of each
+        assert len(loaded) == 3
+        for pairs in (*((saved, x) for x in loaded), (later, again)):
+            assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
+        assert not torch.equal(saved[0], later[0])
+
+
 def test_a_sum_that_is_pending_is_not_saved(standing, tmp_path):
     path = str(tmp_path / "state.pt")
     for told, loaded in standing(programs.saves_a_sum_that_is_pending, 2, path):

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib
 import itertools
+import math
 import shutil
 import sys
 import warnings
@@ -23,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from torchopt.distributed.group import Group
+from torchopt.torch_internals import strided_shard
 from torchopt.tree import tree_flatten, tree_map, tree_paths, tree_unflatten
 
 __all__ = ["Writing", "clean", "fresh", "problem", "restored", "split"]
@@ -199,8 +201,15 @@ def _empty(record: dict[str, Any], mesh: Any, meshes: dict[Any, Any]) -> Any:
         if key not in meshes:
             meshes[key] = init_device_mesh(key[0], dims, mesh_dim_names=key[2] or None)
         mesh = meshes[key]
-    kinds = {"Shard": dtensor.Shard, "Replicate": lambda dim: dtensor.Replicate()}
-    placements = [kinds[kind](dim) for kind, dim in record["placements"]]
+    placements: list[Any] = []
+    for k, (kind, dim) in enumerate(record["placements"]):
+        # `fully_shard` splits what tensor parallelism has split into parts of each of its shards.
+        later = [j for j, x in enumerate(record["placements"]) if j > k and x == ("Shard", dim)]
+        factor = math.prod(mesh.size(j) for j in later) if kind == "_StridedShard" else 1
+        if kind == "Replicate":
+            placements.append(dtensor.Replicate())
+        else:
+            placements.append(strided_shard(dim, factor) if factor > 1 else dtensor.Shard(dim))
     return dtensor.empty(*shape, dtype=dtype, device_mesh=mesh, placements=placements)
 
 

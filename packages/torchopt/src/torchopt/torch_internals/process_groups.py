@@ -16,6 +16,7 @@ __all__ = [
     "rpc_agent_is_set",
     "rpc_barrier",
     "store_of",
+    "strided_shard",
 ]
 
 
@@ -63,3 +64,13 @@ def store_of(group: Any) -> Any:
     from torch.distributed import distributed_c10d
 
     return distributed_c10d._world.pg_map[group][1]
+
+
+def strided_shard(dim: int, split_factor: int) -> Any:
+    """Return the placement of a shard that consists of strided parts.
+
+    Parameters that `fully_shard` splits after tensor parallelism have it.
+    """
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    return _StridedShard(dim, split_factor=split_factor)
