@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchopt
 from torchopt.diff import Engine, Explicit, Implicit, Verify, ZeroOrder
@@ -260,7 +261,8 @@ def test_a_zero_order_loop_is_checked_by_the_explicit_one():
     assert 0 < inner.report.worst < 2 * ((SIZE + 1) / 4000) ** 0.5
 
 
-def test_a_check_leaves_random_numbers_buffers_and_second_derivatives_alone():
+@pytest.mark.parametrize("other", [Explicit(keep=1), Explicit(derivative="mixed")])
+def test_a_check_leaves_random_numbers_buffers_and_second_derivatives_alone(other):
     norm = torch.nn.BatchNorm1d(SIZE, affine=False, dtype=torch.float64)
     dropout = torch.nn.Dropout(0.5)
 
@@ -268,7 +270,7 @@ def test_a_check_leaves_random_numbers_buffers_and_second_derivatives_alone():
         return ((norm(batch * x) - theta) ** 2).mean() + (dropout(x - theta) ** 2).sum()
 
     results = []
-    for verify in (None, Verify(Explicit(keep=1), rate=1.0, limit=1e-9)):
+    for verify in (None, Verify(other, rate=1.0, limit=1e-9)):
         norm.reset_running_stats()
         torch.manual_seed(0)
         inner = torchopt.inner_loop(noisy, torchopt.sgd(0.1), steps=3, verify=verify)
@@ -280,6 +282,48 @@ def test_a_check_leaves_random_numbers_buffers_and_second_derivatives_alone():
     for plain, found in zip(*results):
         torch.testing.assert_close(found, plain, rtol=1e-12, atol=0)
     assert len(inner.report.checks) >= 1
+
+
+class Counted(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.tanhs = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.tanhs += func is torch.ops.aten.tanh.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("tasks", [None, (None, 0, None)])
+@pytest.mark.parametrize("derivative", ["mixed", "first_order", "differences"])
+def test_a_check_differentiates_the_run_itself(derivative, tasks, window):
+    dropout, steps = torch.nn.Dropout(0.5), 4
+
+    def noisy(x, batch, theta):
+        found = dropout(torch.tanh(batch * x) - theta).square().mean()
+        return found, {"size": (x * theta).sum(), "count": 3}
+
+    of_check = Explicit(derivative=derivative, window=window)
+    verify = Verify(of_check, rate=1.0, limit=None)
+    inner = Explicit(noisy, torchopt.adam, steps, window=window, tasks=tasks, verify=verify)
+    theta = THETA.clone().requires_grad_()
+    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    batch = torch.stack([A, A.sin()]) if tasks else A
+    torch.manual_seed(0)
+    with Counted() as count:
+        result = inner(THETA + 1, batch, theta, lr=lr, eps=1e-2)
+        assert count.tanhs == steps
+        total = (result.params**3).sum() + result.losses.sum() + (result.aux["size"] ** 2).sum()
+        torch.autograd.grad(total, (theta, lr))
+    # Once for the cotangents of losses and aux, then for the second derivatives, each step.
+    again = {"mixed": 2, "first_order": 1, "differences": 5}[derivative]
+    assert count.tanhs <= steps * (1 + again)
+    (check,) = inner.report.checks
+    if derivative == "first_order":
+        assert check.relative_error > 1e-3
+    else:
+        assert check.relative_error < (1e-12 if derivative == "mixed" else 1e-5)
 
 
 def test_a_batch_of_gradients_is_reported_as_unchecked():

@@ -95,6 +95,14 @@ class Engine(Described, ABC):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the loop: `(params, batch, *meta, batches=None, state=None, **hypers)`."""
 
+    @property
+    def follows(self) -> bool:
+        """Whether the engine differentiates a run that another one over its problem recorded."""
+        return False
+
+    def record_in(self, trail: list[Any]) -> None:
+        """Add a record of the next run to a list, or use the record of the same run in it."""
+
     @abstractmethod
     def run_inner(self, *args: Any, **kwargs: Any) -> Any:
         """Run the loop without a check by `verify`."""

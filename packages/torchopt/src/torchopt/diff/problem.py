@@ -86,12 +86,14 @@ class InnerCall:
         self._held = {id(x) for x in held}
         self._place = {id(x): i for i, x in enumerate(self.wanted)}
 
-    def run(self, tensors: Sequence[Tensor], function: Any) -> Any:
+    def run(self, tensors: Sequence[Tensor], function: Any, trail: list[Any] | None = None) -> Any:
         """Return the result of the call with `wanted` replaced by these tensors.
 
         Args:
             tensors: As many as `wanted`.
             function: An engine over the problem, or a function like one.
+            trail: A list that gets the record of the run, or has that of another engine over the
+                same problem; None: no record.
         """
         new = {key: tensors[i] for key, i in self._place.items()}
         filled: Any = tree_unflatten(self._spec, [new.get(id(x), x) for x in self._leaves])
@@ -105,4 +107,6 @@ class InnerCall:
         engine: Any = function
         inner = dataclasses.replace(engine, optimizer=optimizer)
         inner.report.differences = function.report.differences
+        if trail is not None:
+            inner.record_in(trail)
         return inner.run_inner(*args, **kwargs)

@@ -200,12 +200,16 @@ class _Check:
         self._seen = seen.retaken()
         self._points = [x.detach().clone() for x in inner.wanted]
         self._cotangents: dict[int, Tensor] = {}
+        self._other = value.verify.bound(value)
+        is_bound = self._other is not value.verify.other
+        self._trail: list[Any] | None = [] if is_bound and self._other.follows else None
         self._is_done = False
 
     def run(self) -> Any:
         """Return the result of the call."""
         aliases = apply_sweep(_Gate(self._compare), *self._inner.wanted)
-        leaves, spec = tree_flatten(self._inner.run(aliases, self._value), none_is_leaf=True)
+        result = self._inner.run(aliases, self._value, self._trail)
+        leaves, spec = tree_flatten(result, none_is_leaf=True)
         for i, x in enumerate(leaves):
             if isinstance(x, Tensor) and x.requires_grad:
                 leaves[i] = x.view_as(x)
@@ -236,8 +240,8 @@ class _Check:
         self._is_done = True
         with torch.enable_grad(), self._seen.replayed():
             points = [x.clone().requires_grad_() for x in self._points]
-            other = self._value.verify.bound(self._value)
-            leaves, _ = tree_flatten(self._inner.run(points, other), none_is_leaf=True)
+            result = self._inner.run(points, self._other, self._trail)
+            leaves, _ = tree_flatten(result, none_is_leaf=True)
             outputs = [(leaves[i], c) for i, c in cotangents.items() if leaves[i].requires_grad]
             expected = [
                 torch.zeros_like(points[i]) if g is None else g

@@ -19,6 +19,7 @@ from torchopt.diff.explicit.reversible import ReversibleRun
 from torchopt.diff.explicit.run import ROOM, Run, graph_size
 from torchopt.diff.explicit.traced import TracedRun
 from torchopt.diff.explicit.traced_forward import TracedForwardRun
+from torchopt.diff.explicit.trail import FollowedRun
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
 from torchopt.diff.places import recorded_iterators
 from torchopt.errors import NotTraceableError
@@ -66,7 +67,9 @@ def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
         run = ReversibleRun(call) if reversible else Run(call, 1)
         with torch.no_grad():
             return run.outputs_with(run.evaluate(*call.inputs))
-    if call.derivative == "forward":
+    if call.trail:
+        run = FollowedRun(call)
+    elif call.derivative == "forward":
         run = ForwardRun(call)
         if budget:
             require_within(run, str(keep))
@@ -75,7 +78,7 @@ def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
     elif (keep == "all" and call.derivative in ("reverse", "first_order")) or (
         keep == "steps" and _is_small(call)
     ):
-        return run_attached(call, call.inputs)
+        return run_attached(call, call.inputs, call.trail)
     elif isinstance(keep, str):
         run = Run(call, snapshots_within(call, keep)) if budget else Run(call, call.steps, ROOM)
     else:

@@ -21,6 +21,7 @@ from torchopt.diff.explicit.options import TRACED, require_options
 from torchopt.diff.explicit.repeated import Given, Repetitions
 from torchopt.diff.explicit.stepper import Memory
 from torchopt.diff.explicit.tasks import task_count
+from torchopt.diff.explicit.trail import FOLLOWING
 from torchopt.diff.problem import require_verify
 from torchopt.diff.sealed import EXCHANGED, are_plain, is_sealed_without
 from torchopt.diff.verify import Verify, VerifyReport, checked
@@ -158,6 +159,16 @@ class Explicit(Engine):
             raise
         return found
 
+    @property
+    def follows(self) -> bool:
+        """Whether the engine differentiates a run that another one over its problem recorded."""
+        eager = self.execute == "eager" and self.keep == "all" and self.keep_on == "device"
+        return eager and (self._differences is not None or self.derivative in FOLLOWING)
+
+    def record_in(self, trail: list[Any]) -> None:
+        """Add a record of the next run to a list, or use the record of the same run in it."""
+        self._memory.trail = trail
+
     def run_inner(
         self,
         params: Any,
@@ -223,6 +234,7 @@ class Explicit(Engine):
             compiled_blocks=self.execute == "blocks",
             host=self.keep_on == "host",
             judge=None if differences is None else Judge(differences, self.report),
+            trail=self._memory.trail,
             repeats=repeats,
             plain=are_plain(params, batch, batches, meta) and self._is_sealed(),
             **fields,

@@ -16,7 +16,7 @@ from torchopt.diff.explicit.step import Carry, start, update
 from torchopt.diff.surroundings import Surroundings
 from torchopt.torch_internals import graph_is_kept
 
-__all__ = ["Moment", "Moments", "constant", "updated"]
+__all__ = ["Moment", "Moments", "Trail", "constant", "updated"]
 
 
 @dataclass
@@ -103,6 +103,40 @@ class Moments(dict[int, Any]):
         call = self._call
         with torch.no_grad():
             return start(call, call.optimizer, [x.detach() for x in call.inputs]).detached()
+
+
+class Trail:
+    """A run that is recorded, so that another derivative of it need not run it again.
+
+    Args:
+        call: The call.
+        tensors: Its inputs.
+
+    Attributes:
+        moments: The one before each step.
+        seen: The surroundings at the start.
+        outputs: What the run returned, outside any graph; None until it has ended.
+    """
+
+    def __init__(self, call: Call, tensors: Sequence[Any]) -> None:
+        self.moments: list[Moment] = []
+        self.outputs: Any = None
+        constants = [x.detach() for x in tensors]
+        self.seen = Surroundings(call.loss, constants, beside=call.optimizer).retaken()
+        self._now = self.seen
+
+    def keep(self, carry: Carry, grads: Sequence[Any]) -> None:
+        """Record the state before a step, and its gradient."""
+        constants = [None if g is None else g.detach() for g in grads]
+        self.moments.append(Moment(carry.detached(), self._now, constants))
+        self._drawn = self._now.generators()
+
+    def settle(self) -> None:
+        """Look at the surroundings after an update."""
+        if not all(map(torch.equal, self._drawn, self._now.generators())):
+            # The adjoint of the update must draw the same numbers, after the loss.
+            self.moments[-1].grads = None
+        self._now = self._now.retaken()
 
 
 def updated(call: Call, carry: Carry, grads: Sequence[Any]) -> Carry:

@@ -91,6 +91,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.sizes: dict[Any, int] = Recent()  # see `Call`
+        self.trail: list[Any] | None = None  # see `Call`; only in copies that check a gradient
         self._loss: tuple[Any, Reached] | None = None
         self._sealed: tuple[Fingerprint, bool] | None = None
         self._last: tuple[Any, Hashable, Stepper] | None = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.moments import Trail
 from torchopt.diff.explicit.step import Aux, Carry, attached_gradient, start, update
 from torchopt.tree import tree_unflatten
 
@@ -48,6 +49,17 @@ class Outputs:
         stacked = tuple(_stacked(column, dim) for column in zip(*(a.leaves for a in aux)))
         return Outputs(carry, torch.stack(list(losses), dim), Aux(stacked, aux[0].spec))
 
+    def detached(self) -> Outputs:
+        """Return the outputs outside any graph."""
+
+        def constant(x: Any) -> Any:
+            if isinstance(x, tuple):
+                return tuple(map(constant, x))
+            return x.detach() if isinstance(x, Tensor) else x
+
+        aux = Aux(constant(self.aux.leaves), self.aux.spec)
+        return Outputs(self.carry.detached(), self.losses.detach(), aux)
+
     def aux_tree(self) -> Any:
         """Return the aux of all steps as a tree."""
         return tree_unflatten(self.aux.spec, self.aux.leaves)
@@ -60,8 +72,15 @@ def _stacked(column: Sequence[Any], dim: int) -> Any:
     return None if all(x is None for x in column) else tuple(column)
 
 
-def run_attached(call: Call, tensors: Sequence[Any]) -> Outputs:
-    """Return the outputs of a run on these inputs, with the graph of all differentiated steps."""
+def run_attached(call: Call, tensors: Sequence[Any], trail: list[Any] | None = None) -> Outputs:
+    """Return the outputs of a run on these inputs, with the graph of all differentiated steps.
+
+    Args:
+        call: The call.
+        tensors: The inputs.
+        trail: Gets the record of the run; None: it is not recorded.
+    """
+    record = None if trail is None else Trail(call, tensors)
     optimizer = call.optimizer_with(tensors)
     carry = start(call, optimizer, tensors)
     losses, aux = [], []
@@ -80,7 +99,15 @@ def run_attached(call: Call, tensors: Sequence[Any]) -> Outputs:
             extra = Aux(
                 tuple(x.detach() if isinstance(x, Tensor) else x for x in extra.leaves), extra.spec
             )
+        if record is not None:
+            record.keep(carry, grads)
         carry = update(call, optimizer, grads, carry)
+        if record is not None:
+            record.settle()
         losses.append(value)
         aux.append(extra)
-    return Outputs.of(call, carry, losses, aux)
+    found = Outputs.of(call, carry, losses, aux)
+    if record is not None and trail is not None:
+        record.outputs = found.detached()
+        trail[:] = [record]
+    return found
