@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import avg_pool2d
 
 from torchopt.torch_internals import compiled_graph
-from torchopt.torch_internals.compiling import _lowered, _options
+from torchopt.torch_internals.compiling import _is_softmax, _lowered, _options
 
 aten = torch.ops.aten
 
@@ -138,7 +138,7 @@ def test_a_place_outside_of_a_short_line_raises(index: int, compiled: bool) -> N
 
     given = [random(2, 4), torch.tensor([[0], [3]]), random(2, 1)]
     graph = make_fx(added)(*given)
-    run: Any = compiled_graph(graph, given) if compiled else None
+    run: Any = compiled_graph(graph, given).function if compiled else None
     wrong = [given[0], torch.tensor([[0], [index]]), given[2]]
     with pytest.raises(RuntimeError, match="out of bounds"):
         run(wrong) if compiled else _lowered(graph, given)(*wrong)
@@ -219,7 +219,7 @@ def test_other_convolutions_with_exchanged_dimensions_stay(function: Any) -> Non
 @pytest.mark.slow
 def test_a_second_derivative_of_a_convolution_is_compiled() -> None:
     twice, given = second_derivative(2, 6, padding=1)
-    found = compiled_graph(make_fx(twice)(*given), given)([*given])
+    found = compiled_graph(make_fx(twice)(*given), given).function([*given])
     torch.testing.assert_close(list(found), twice(*given), rtol=1e-12, atol=1e-12)
 
 
@@ -242,7 +242,7 @@ def test_graphs_that_write_to_their_own_tensors_are_compiled() -> None:
         return [torch.mm(y, y)]
 
     given = random(3, 3)
-    found = compiled_graph(make_fx(written)(given), [given])([given])
+    found = compiled_graph(make_fx(written)(given), [given]).function([given])
     torch.testing.assert_close(list(found), written(given), rtol=1e-13, atol=0)
 
 
@@ -253,7 +253,7 @@ def test_results_that_are_arguments_or_views_of_them_are_returned() -> None:
         return [x, y.mT, z, z.mT, z, x[0], z * torch.tensor([1.0, 2.0], dtype=torch.float64)]
 
     given = [random(2, 2), random(2, 2) + 1.0]
-    found = compiled_graph(make_fx(mixed)(*given), given)([*given])
+    found = compiled_graph(make_fx(mixed)(*given), given).function([*given])
     torch.testing.assert_close(list(found), mixed(*given), rtol=1e-13, atol=0)
 
 
@@ -291,5 +291,21 @@ def test_a_result_that_larger_loops_read_is_stored(function: Any, count: int) ->
 @pytest.mark.parametrize("function", [function for function, _ in REPEATS])
 def test_a_graph_with_stored_results_is_compiled(function: Any) -> None:
     given = [random(1000), random(10), random(1)[0].abs() + 1.0]
-    found = compiled_graph(make_fx(function)(*given), given)([*given])
+    found = compiled_graph(make_fx(function)(*given), given).function([*given])
     torch.testing.assert_close(list(found), function(*given), rtol=1e-12, atol=1e-12)
+
+
+def test_patterns_of_attention_are_loaded_for_graphs_with_a_softmax() -> None:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        return [torch.softmax(q @ k.mT, -1) @ v]
+
+    def loss(x: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(x.tanh() @ x.mT, torch.arange(len(x)))
+
+    q, k, v = random(3, 2, 4, 5)
+    graphs = [
+        (make_fx(attention)(q, k, v), [q, k, v], True),
+        (make_fx(lambda x: [torch.func.grad(loss)(x)])(q[0]), [q[0]], False),
+    ]
+    for graph, given, has in graphs:
+        assert any(map(_is_softmax, _lowered(graph, given).graph.nodes)) == has

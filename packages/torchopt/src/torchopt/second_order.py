@@ -29,7 +29,7 @@ from torchopt.diff.explicit.trace import Program, Words, make_trace, traced
 from torchopt.diff.surroundings import Surroundings
 from torchopt.diff.twice_differentiable import TwiceDifferentiable
 from torchopt.errors import NotTraceableError
-from torchopt.torch_internals import in_forward_mode_of_this_thread
+from torchopt.torch_internals import in_forward_mode_of_this_thread, prepare_compiler
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import PLAIN, is_transforming
 
@@ -66,7 +66,7 @@ def compile(  # noqa: A001 - the word of the field
         numpy that it creates, stay those of the run that was traced.
 
     Raises:
-        CompilerError: From a call, if there is no C++ compiler or it fails.
+        CompilerError: From a call or its backward pass, if there is no C++ compiler or it fails.
         NotTraceableError: From a call, if the function reads a value on the host or has side
             effects other than writing to buffers, or if the call is differentiated twice or made
             inside a transform; the message says which.
@@ -264,6 +264,8 @@ class _Tracing:
             whole: The function with the objects among its arguments.
             compiled: Whether it is compiled.
         """
+        if compiled:
+            prepare_compiler()
         seen = Surroundings(whole, self._tensors)
         with seen.retaken().replayed():
             values = [x for x in self._values(self._leaves(self._tensors))[0] if _has_graph(x)]

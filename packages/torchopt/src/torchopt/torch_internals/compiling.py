@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchopt.errors import CompilerError
+from torchopt.torch_internals.background import Job, code_in_threads, patterns_unloaded
 from torchopt.torch_internals.convolutions import weight_gradients_restored
 from torchopt.torch_internals.storing import repeated_reads_stored
 from torchopt.torch_internals.tracing import repeats_removed, writes
 
-__all__ = ["compiled_graph"]
+__all__ = ["Compiled", "compiled_graph", "prepare_compiler"]
 
 OPTIONS = {"fallback_random": True, "size_asserts": False}
 # A product of matrices, or of a batch of them, becomes a loop if one of its dimensions is at most
@@ -26,32 +29,80 @@ SMALL, LARGE = 20_000, 2**20
 # One entry of each line of at most SHORT numbers is changed by comparing all places with its index.
 SHORT = 32
 aten = torch.ops.aten
+_prepared: list[Job[Any]] = []
+
+
+def prepare_compiler() -> None:
+    """Start what inductor does once in a process: it compiles tests of the processor.
+
+    Who is about to trace a function that is compiled afterwards saves a second or two.
+    """
+    if not _prepared:
+        from torch._inductor import config
+        from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+        with config.patch(_trusted_vectors()):
+            _prepared.append(Job(valid_vec_isa_list))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A graph of operations, compiled for calls without guards.
+
+    Attributes:
+        function: Runs it. It takes a list of its arguments, which it may empty. The first call
+            waits for the C++ compiler.
+        results: Tensors like its results, with other values; None: these are not known yet.
+    """
+
+    function: Callable[[list[Tensor]], Any]
+    results: list[Tensor] | None
 
 
 def compiled_graph(
-    graph: torch.fx.GraphModule, examples: Sequence[Tensor]
-) -> Callable[[list[Tensor]], Any]:
-    """Return a function that runs a graph of operations compiled by inductor, without guards.
+    graph: torch.fx.GraphModule,
+    examples: Sequence[Tensor],
+    told: Callable[[str], str] = lambda why: why,
+) -> Compiled:
+    """Return a graph of operations compiled by inductor.
 
-    It takes a list of its arguments, which it may empty.
+    Args:
+        graph: The graph.
+        examples: Its arguments.
+        told: Makes the message of an error from its cause.
 
     Raises:
-        CompilerError: There is no working C++ compiler, or inductor fails.
+        CompilerError: There is no working C++ compiler, or inductor fails. The first call of the
+            function raises it too.
     """
     try:
         with torch.no_grad():
-            return _compiled(graph, examples)
+            run, jobs, results = _compiled(graph, examples)
     except Exception as error:
-        raise CompilerError(_why_not_compiled(error)) from error
+        raise CompilerError(told(_why_not_compiled(error))) from error
+
+    def function(arguments: list[Tensor]) -> Any:
+        if jobs:
+            try:
+                for job in tuple(jobs):
+                    job.result()
+            except Exception as error:
+                raise CompilerError(told(_why_not_compiled(error))) from error
+            jobs.clear()
+        return run(arguments)
+
+    return Compiled(function, results)
 
 
-def _compiled(
-    graph: torch.fx.GraphModule, examples: Sequence[Tensor]
-) -> Callable[[list[Tensor]], Any]:
+_Made = tuple[Callable[[list[Tensor]], Any], list[Job[Any]], "list[Tensor] | None"]
+
+
+def _compiled(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> _Made:
+    """Return the code of a graph, the jobs that compile it, and tensors like its results."""
     from torch._functorch import config as settings
     from torch._inductor import compile_fx, exc
 
-    run = None
+    made = None
     # Before torch 2.13 this function is missing or has other parameters.
     extra = getattr(compile_fx, "create_compiler_config_extra", None)
     takes = () if extra is None else inspect.signature(extra).parameters
@@ -61,23 +112,23 @@ def _compiled(
         # compiling one for each kernel.
         in_cpp = all(x.device.type == "cpu" for x in examples)
         try:
-            run = _compiled_alone(graph, examples, in_cpp=in_cpp)
+            made = _compiled_alone(graph, examples, in_cpp=in_cpp)
         except exc.InductorError as error:
             if not in_cpp or _is_of_compiler(error):
                 raise
-            run = _compiled_alone(graph, examples, in_cpp=False)
-    if run is not None:
-        return run
+            made = _compiled_alone(graph, examples, in_cpp=False)
+    if made is not None:
+        return made
     # A hit in this cache would bypass the compilation. Inductor's own cache remains in use.
     with settings.patch(enable_autograd_cache=False):
         options = OPTIONS | _trusted_vectors()
         whole: Any = compile_fx.compile_fx(graph, list(examples), config_patches=options)
-    return lambda arguments: whole(*arguments)
+    return lambda arguments: whole(*arguments), [], None
 
 
 def _compiled_alone(
     graph: torch.fx.GraphModule, examples: Sequence[Tensor], *, in_cpp: bool
-) -> Callable[..., Any] | None:
+) -> _Made | None:
     """Return a graph compiled by inductor without AOTAutograd; None if it writes to a tensor.
 
     AOTAutograd traces the graph again and handles mutations, aliases and gradients. That takes as
@@ -96,22 +147,47 @@ def _compiled_alone(
         config.patch(_options(graph, in_cpp=in_cpp)),
         V.set_fake_mode(mode),
         tracing(TracingContext(mode)),
+        code_in_threads() as jobs,
+        contextlib.ExitStack() as stack,
     ):
         made = _lowered(graph, given)
         if writes(made.graph.nodes):
             return None
         (*_, output) = made.graph.nodes
+        for job in _prepared:
+            job.wait()
+        if not any(map(_is_softmax, made.graph.nodes)):
+            stack.enter_context(patterns_unloaded())
+        values = [x.meta.get("val") if isinstance(x, torch.fx.Node) else x for x in output.args[0]]
         code: Any = compile_fx.compile_fx_forward(
             made,
             given,
-            num_orig_model_outputs=len(output.args[0]),
+            num_orig_model_outputs=len(values),
             num_example_inputs=len(given),
             compiler_config_extra=compile_fx.create_compiler_config_extra(made),
             inner_compile=functools.partial(compile_fx.compile_fx_inner, cpp_wrapper=in_cpp),
             is_inference=True,
         )
-    found: Callable[..., Any] = getattr(code, "current_callable", None) or code
-    return found
+    run: Callable[..., Any] = getattr(code, "current_callable", None) or code
+    return run, jobs, _like(values, getattr(code, "output_strides", None))
+
+
+def _like(values: list[Any], strides: Any) -> list[Tensor] | None:
+    """Return tensors like results with these strides, or None if something is not known."""
+    found = []
+    for x, stride in zip(values, strides or ()):
+        if isinstance(x, Tensor) and stride is not None:
+            sizes = [*map(int, x.shape)], [*map(int, stride)]
+            found.append(torch.empty_strided(*sizes, dtype=x.dtype, device=x.device))
+    return found if len(found) == len(values) else None
+
+
+def _is_softmax(node: torch.fx.Node) -> bool:
+    """Return whether this may be part of an attention, for which inductor has a kernel."""
+    if node.target is aten.div.Tensor:
+        over = node.args[0]
+        return isinstance(over, torch.fx.Node) and over.target is aten.exp.default
+    return "softmax" in str(node.target)
 
 
 def _options(graph: torch.fx.GraphModule, *, in_cpp: bool) -> dict[str, Any]:

@@ -822,8 +822,8 @@ def test_compiled_blocks_need_blocks_and_a_compiler(
         out: Tensor = torchopt.params.functional_call(net, p, batch)
         return (out * scale).square().mean()
 
-    def missing(*given: Any) -> Any:
-        raise CompilerError("no compiler")
+    def missing(graph: Any, examples: Any, told: Any) -> Any:
+        raise CompilerError(told("no compiler"))
 
     net: nn.Module = nn.Linear(WIDTH, WIDTH).double()
     with pytest.raises(ValueError, match="expected a loss that calls equal blocks"):

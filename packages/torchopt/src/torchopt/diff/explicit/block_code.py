@@ -132,7 +132,7 @@ class BlockCode:
     def _compiled(self, name: str, arguments: list[Tensor]) -> Program:
         # The compiler's no_grad would make the rest of the loss a constant.
         with without_function_modes(), with_forward_mode(False):
-            made = ready(self._graphs[name], arguments, (), None, WORDS, compiled=True)
+            made, _ = ready(self._graphs[name], arguments, (), None, WORDS, compiled=True)
         self._programs[name] = made
         del self._graphs[name]
         return made

@@ -347,8 +347,8 @@ def inner_loop(
         loss under a transform.
 
     Raises:
-        CompilerError: In a call with `"compile"` or `"blocks"`: there is no C++ compiler, or it
-            fails.
+        CompilerError: In a call with `"compile"` or `"blocks"`, or in its backward pass: there is
+            no C++ compiler, or it fails.
         NotTraceableError: In a call with `"trace"` or `"compile"`: the loss or the optimizer reads
             a value on the host or has a side effect, or the gradient is differentiated. With
             `"blocks"`: a block reads a value on the host, draws random numbers or writes to a

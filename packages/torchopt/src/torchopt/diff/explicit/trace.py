@@ -19,7 +19,7 @@ from torchopt import torch_internals
 from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint
 from torchopt.diff.explicit.program import Program, as_traced
 from torchopt.diff.surroundings import Surroundings
-from torchopt.errors import CompilerError, NotTraceableError
+from torchopt.errors import NotTraceableError
 from torchopt.precision import without_autocast
 
 __all__ = [
@@ -152,7 +152,7 @@ class Trace:
     def program(self, words: Words, *, compiled: bool) -> Program:
         """Return the program of the graph."""
         given = [*self.examples, *(x.detach() for x in self.held)]
-        made = ready(self.graph, given, self.places, self.form, words, compiled=compiled)
+        made, _ = ready(self.graph, given, self.places, self.form, words, compiled=compiled)
         return replace(made, writes=self.writes)
 
     def parted(
@@ -175,13 +175,14 @@ class Trace:
         given = [*self.examples[: cotangents.start], *(x.detach() for x in self.held)]
         if compiled:
             torch_internals.pack_between(first, second, count)
-        value = ready(first, given, self.places, self.form, words, compiled=compiled)
+        value, like = ready(first, given, self.places, self.form, words, compiled=compiled)
+        if like is None:
+            like = list(torch.no_grad()(value.function)([*given]))
+        kept = [*like[count:], *(given[i] for i in passed)]
         if passed:
             value = replace(value, function=functools.partial(_with_passed, value.function, passed))
-        with torch.no_grad():
-            kept = list(value.function([*given]))[count:]
-        taken = [*kept, *self.examples[cotangents.start :]]
-        pull = ready(second, taken, (), None, words, compiled=compiled)
+        given = [*kept, *self.examples[cotangents.start :]]
+        pull, _ = ready(second, given, (), None, words, compiled=compiled)
         return value, replace(pull, begin=len(kept))
 
 
@@ -201,22 +202,21 @@ def ready(
     words: Words,
     *,
     compiled: bool,
-) -> Program:
-    """Return a graph as a program, compiled or not.
+) -> tuple[Program, list[Tensor] | None]:
+    """Return a graph as a program, compiled or not, and tensors like its results if known.
 
     Raises:
-        CompilerError: There is no C++ compiler, or it fails.
+        CompilerError: There is no C++ compiler, or it fails; so does the first call.
     """
     draws = torch_internals.draws_numbers(graph)
     if not compiled:
-        return Program(as_traced(graph.forward, spread=True), places, (), draws, form)
+        return Program(as_traced(graph.forward, spread=True), places, (), draws, form), None
     strides = tuple(x.stride() for x in examples)
-    try:
-        with without_autocast():
-            code = torch_internals.compiled_graph(graph, examples)
-    except CompilerError as error:
-        raise CompilerError(f"{words.where}: {error}, or {words.interpreted}.") from error
-    return Program(as_traced(code), places, strides, draws, form)
+    with without_autocast():
+        code = torch_internals.compiled_graph(
+            graph, examples, lambda why: f"{words.where}: {why}, or {words.interpreted}."
+        )
+    return Program(as_traced(code.function), places, strides, draws, form), code.results
 
 
 def make_trace(
@@ -293,6 +293,8 @@ def make_program(
         NotTraceableError: See `make_trace`.
         CompilerError: See `ready`.
     """
+    if compiled:
+        torch_internals.prepare_compiler()
     with seen.retaken().replayed():
         states = seen.retaken()
         trace = make_trace(function, examples, reach, words, states=states)

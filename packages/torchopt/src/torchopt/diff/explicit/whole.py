@@ -18,7 +18,7 @@ from torchopt.diff.explicit.step import Carry, update
 from torchopt.diff.explicit.taken import pulled_flat, with_given
 from torchopt.diff.explicit.trace import Program, Words, make_trace
 from torchopt.diff.surroundings import Surroundings
-from torchopt.torch_internals import draws_numbers, repeats_removed
+from torchopt.torch_internals import draws_numbers, prepare_compiler, repeats_removed
 
 __all__ = ["results_of", "whole_program"]
 
@@ -66,6 +66,8 @@ def whole_program(
         words: Words for messages.
         compiled: Whether the programs are compiled.
     """
+    if compiled:
+        prepare_compiler()
     once, where = distinct_tensors(carry.tensors())
 
     def stepped(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
