@@ -289,7 +289,7 @@ class WatchedDict(dict[str, Any]):
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if is_dynamo_compiling() or (top_saved_tensor_hooks(True) is None and not _local.layers):
+        if is_dynamo_compiling() or reads_plainly():
             dict.__setitem__(self, key, value)
         else:
             _enter(self, key)[key] = value
@@ -307,19 +307,16 @@ class WatchedDict(dict[str, Any]):
 
     def items(self) -> Any:
         """Return the pairs of keys and tensors."""
-        if is_dynamo_compiling():
-            return dict.items(self)
-        if top_saved_tensor_hooks(True) is None and not _local.layers:
-            return dict.items(self)
-        return {key: self[key] for key in dict.keys(self)}.items()
+        return dict.items(self._content())
 
     def values(self) -> Any:
         """Return the tensors."""
-        if is_dynamo_compiling():
-            return dict.values(self)
-        if top_saved_tensor_hooks(True) is None and not _local.layers:
-            return dict.values(self)
-        return {key: self[key] for key in dict.keys(self)}.values()
+        return dict.values(self._content())
+
+    def _content(self) -> dict[str, Any]:
+        if is_dynamo_compiling() or reads_plainly():
+            return self
+        return {key: self[key] for key in dict.keys(self)}
 
     def copy(self) -> dict[str, Any]:
         """Return a plain dictionary of the same tensors."""
@@ -327,9 +324,6 @@ class WatchedDict(dict[str, Any]):
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Set several keys, like `dict.update`."""
-        if is_dynamo_compiling() or reads_plainly():
-            dict.update(self, *args, **kwargs)
-            return
         for key, value in dict(*args, **kwargs).items():
             self[key] = value
 
@@ -337,8 +331,7 @@ class WatchedDict(dict[str, Any]):
         return dict, (self.copy(),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
-        tensors = self.copy()
-        for key, x in tensors.items():
+        for key, x in self.items():
             if isinstance(x, Tensor) and x.grad_fn is not None and id(x) not in memo:
                 raise NotDifferentiableError(
                     f"copy.deepcopy(module): expected tensors without a graph, got the fast weight "
@@ -346,7 +339,7 @@ class WatchedDict(dict[str, Any]):
                     'module_clone(module, by="copy"), by="deepcopy" to detach it, or restore the '
                     "module with torchopt.recover_state_dict first"
                 )
-        return {key: copy.deepcopy(x, memo) for key, x in tensors.items()}
+        return {key: copy.deepcopy(x, memo) for key, x in self.items()}
 
     def _refuse_reentrant(self, key: str, value: Tensor) -> None:
         ctx = reentrant_checkpoint()
@@ -377,14 +370,11 @@ def refuse_reentrant(tables: Iterable[dict[str, Any]], loss: Tensor) -> None:
         if not isinstance(table, WatchedDict) or table.reentrant is None:
             continue
         key, shown = table.reentrant
-        if not shown or any(map(_is_reentrant, graph_nodes([loss]))):
+        names = (str(node.name()) for node in graph_nodes([loss]))
+        if not shown or any(name.startswith("CheckpointFunction") for name in names):
             raise NotDifferentiableError(
                 REENTRANT.format(who="step(loss)", owner=table.owner, key=key)
             )
-
-
-def _is_reentrant(node: Any) -> bool:
-    return str(node.name()).startswith("CheckpointFunction")
 
 
 def watch_one(module: nn.Module) -> None:
