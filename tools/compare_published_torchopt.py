@@ -477,7 +477,7 @@ PROGRAM_REASONS: tuple[tuple[str, str], ...] = (
     ),
     (r"clip_grad_norm\(0.5, 'inf'\)", "the documented norm_type='inf' works"),
     (
-        r"attempt\(Adam, \[3?\]\)",
+        r"attempt\(Adam, (\[3?\]|3)\)",
         "an empty list of parameters, or anything but tensors, is refused as in torch.optim",
     ),
     (r"lambda x: x\)$", "the address of a function in a message"),

@@ -76,6 +76,27 @@ def test_a_training_step_is_one_graph_and_compiled_once(name: str) -> None:
     assert not torch.equal(results[0]["w"], start["w"])
 
 
+@pytest.mark.parametrize("name", ["adamax", "radam"])
+def test_states_of_eager_and_compiled_steps_are_one_program(name: str) -> None:
+    """`t` is an int in eager states, as in those of the published package, and else a tensor."""
+    train, _, params, x = problem(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(train, fullgraph=True, backend="eager")
+    params, state = train(dict(params), None, x)
+    want_params, want = train(params, state, x)
+    numbers = [state[0].t]
+    for number, function in enumerate([compiled, compiled, train, compiled, train]):
+        with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
+            params, state = function(params, state, x)
+        if number:
+            want_params, want = train(want_params, want, x)
+        torch.testing.assert_close(params, want_params, rtol=1e-12, atol=1e-13)
+        numbers.append(state[0].t)
+    assert [int(t) for t in numbers] == [2, 3, 4, 5, 6, 7]
+    assert isinstance(want[0].t, int)
+    assert want[0].t == 7
+
+
 def instructions_traced(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """Return how many instructions torch.compile follows for tensors with counts of their own."""
     from torch._dynamo.symbolic_convert import InstructionTranslatorBase

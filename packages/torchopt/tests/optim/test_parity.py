@@ -170,6 +170,7 @@ def test_states_of_the_published_package_go_on(name: str, backend: str, flat: bo
     state = optimizer.init(params)
     for _ in range(7):
         updates, state = optimizer.update(grads, state, params=params, inplace=False)
+    assert type(state[0].t) is int
     assert state[0].t == 8
     published = (type(state[0])(*state[0][:3]), *state[1:])
     assert published[0].count is None

@@ -79,8 +79,7 @@ def test_an_ensemble_steps_as_its_members_do(case: str) -> None:
         updates, state = optimizer.update(g, state, params=params, inplace=False)
         return torchopt.apply_updates(params, updates, inplace=False), state
 
-    if any(isinstance(x, int) for x in torchopt.pytree.tree_leaves(optimizer.init(start))):
-        assert name in ("adamax", "radam", "shampoo", "soap")  # count in numbers of Python
+    if name in ("shampoo", "soap"):  # count in numbers of Python
         with pytest.raises(ValueError, match="must only return Tensors"):
             torch.func.vmap(optimizer.init)(start)
         return

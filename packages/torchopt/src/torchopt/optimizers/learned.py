@@ -26,6 +26,7 @@ from torchopt.base import GradientTransformation
 from torchopt.precision import widened
 from torchopt.shown import shown
 from torchopt.transform.base import LeafRule, as_transformation
+from torchopt.transform.counts import increment, zero_counts
 
 __all__ = [
     "LearnedLSTMState",
@@ -230,8 +231,7 @@ def _drawn(*shape: int, generator: torch.Generator | None, dtype: torch.dtype | 
 
 
 def _require_sizes(sizes: Any, what: str) -> None:
-    counts = isinstance(sizes, Sequence) and all(isinstance(n, int) and n >= 1 for n in sizes)
-    if not counts:
+    if not (isinstance(sizes, Sequence) and all(isinstance(n, int) and n >= 1 for n in sizes)):
         raise ValueError(f"{what}: expected counts of at least 1, got {shown(sizes)}")
 
 
@@ -296,22 +296,17 @@ class LearnedMLP(LeafRule):
         """Return zeros."""
         real = [_as_pairs(x) for x in params]
         return LearnedMLPState(
-            [torch.zeros((), dtype=torch.int64, device=x.device) for x in real],
+            zero_counts(params),
             [x.new_zeros(len(DECAYS), *x.shape) for x in real],
             [torch.zeros_like(x) for x in real],
         )
 
     def update_leaves(
-        self,
-        grads: list[Tensor],
-        state: LearnedMLPState,
-        params: list[Tensor],
-        *,
-        inplace: bool,
+        self, grads: list[Tensor], state: LearnedMLPState, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], LearnedMLPState]:
         """Return the updates and the next state."""
         del inplace
-        count = [c + 1 for c in state.count]
+        count = increment(state.count)
         each = zip(count, grads, params, state.momenta, state.second)
         found = [self._leaf(*one) for one in each]
         updates, momenta, second = (list(column) for column in zip(*found)) if found else ([],) * 3
@@ -369,12 +364,7 @@ class LearnedLSTM(LeafRule):
         return LearnedLSTMState(zeros(), zeros())
 
     def update_leaves(
-        self,
-        grads: list[Tensor],
-        state: LearnedLSTMState,
-        params: list[Tensor],
-        *,
-        inplace: bool,
+        self, grads: list[Tensor], state: LearnedLSTMState, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], LearnedLSTMState]:
         """Return the updates and the next state."""
         del params, inplace

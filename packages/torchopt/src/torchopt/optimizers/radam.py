@@ -30,8 +30,8 @@ class ScaleByRAdamState(NamedTuple):
     """`mu`, `nu`: first and second moment; `t`: number of the next update, from 1; `count`: steps
     of each leaf, 0-dim int64 tensors.
 
-    A leaf without a gradient takes no step. In states of the published package, `t` is an int and
-    `count` is None, which means that each leaf took t - 1 steps.
+    A leaf without a gradient takes no step. A `count` of None, as in states of the published
+    package, means that each leaf took t - 1 steps.
     """
 
     mu: Any

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from torchopt.kernels.native import is_writable
+from torchopt.torch_internals import in_vmap
 from torchopt.transform.base import LeafRule, declared_in
 from torchopt.transform.counts import for_each_distinct, increment, same_counts, zero_counts
 from torchopt.transform.starts import filled_like, zeros_like
 from torchopt.transform.validate import Hyper, at_least_zero, fraction, number, positive
+from torchopt.tree_function import is_traced
 
 if TYPE_CHECKING:
     from torchopt.transform.plan import Plan
@@ -37,9 +39,9 @@ class Rule(LeafRule):
     Attributes:
         State: The class of the state, a NamedTuple. Each of its fields holds a list with one tensor
             per leaf, of the shape of the parameter, with these exceptions: `count` holds the number
-            of steps of each leaf, as 0-dim int64 tensors; `t` is the number of the next step, a
-            tensor too (states of the published package have it instead of counts, as an int); and
-            the fields of `shared`.
+            of steps of each leaf, as 0-dim int64 tensors; `t` is the number of the next step, an
+            int (traced and in vmap a tensor), which states of the published package have instead;
+            and the fields of `shared`.
         shared: Fields with 0-dim float64 tensors that depend only on the count, so that leaves
             share them, and their initial values.
         kernel: The name of the rule in `csrc/math/rules.h`; None if there is none.
@@ -120,11 +122,10 @@ class Rule(LeafRule):
         fields: dict[str, Any] = {role: self.start(role, params) for role in self.roles}
         for name, value in self.shared.items():
             fields[name] = _same(params, value)
-        if "t" in self.State._fields:
-            device = params[0].device if params else None
-            fields["t"] = torch.ones((), dtype=torch.int64, device=device)
         if "count" in self.State._fields:
             fields["count"] = zero_counts(params)
+        if "t" in self.State._fields:
+            fields["t"] = _after(fields["count"]) if _is_followed() and params else 1
         return self.State(**fields)
 
     def complete(self, state: Any) -> Any:
@@ -141,7 +142,7 @@ class Rule(LeafRule):
         if "count" in self.leaf_fields:
             new["count"] = counts = increment(state.count)
         if "t" in state._fields:
-            new["t"] = state.t + 1
+            new["t"] = _after(counts) if _is_followed() and counts else state.t + 1
         shared = [getattr(state, name) for name in self.shared]
         for name, values in zip(self.shared, self.follow(counts, shared)):
             new[name] = values
@@ -212,6 +213,22 @@ class Rule(LeafRule):
             x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
             for x in self.coefficients(k, *shared)
         )
+
+
+def _is_followed() -> bool:
+    """Return whether a number cannot stand for a count.
+
+    torch.compile would compile again for the next one, and vmap cannot return it.
+    """
+    return is_traced() or in_vmap()
+
+
+def _after(counts: Sequence[Tensor]) -> Tensor:
+    """Return the largest count plus one."""
+    last, *others = dict.fromkeys(counts)
+    for count in others:
+        last = torch.maximum(last, count.to(last.device))
+    return last + 1
 
 
 def _same(params: list[Tensor], value: float) -> list[Tensor]:
