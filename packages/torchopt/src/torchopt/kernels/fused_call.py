@@ -60,11 +60,6 @@ class FusedCall:
     known: tuple[Tensor, ...] | None = None
 
     @property
-    def kind(self) -> int:
-        """The code of the kernel that computes the value."""
-        return _C.DECAYED_UPDATE if self.decayed else _C.UPDATE
-
-    @property
     def num_outputs(self) -> int:
         """The number of output roles: the update and the states."""
         return 1 + len(self.rule.states)
@@ -88,11 +83,6 @@ class FusedCall:
         """Return the first `count` roles in the flat list `tensors`."""
         return [list(tensors[r * self.size : (r + 1) * self.size]) for r in range(count)]
 
-    def numbers(self, tensor_hypers: Sequence[Tensor]) -> list[float]:
-        """Return all hyper-parameters as numbers, in the order of the kernels."""
-        rest = iter(tensor_hypers)
-        return [float(next(rest)) if h is None else h for h in self.hypers]
-
     def launch(
         self,
         kind: int,
@@ -106,7 +96,8 @@ class FusedCall:
         Returns:
             The cotangents of all hyper-parameters, for the kernel HYPER_VJP; else None.
         """
-        numbers = self.numbers(tensor_hypers)
+        rest = iter(tensor_hypers)
+        numbers = [float(next(rest)) if h is None else h for h in self.hypers]
         total: Tensor | None = None
         for group in _groups(inputs[0]):
             first = inputs[0][group[0]]
@@ -139,27 +130,27 @@ class FusedCall:
                 total = here if total is None else total + here
         return total
 
-    def value(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the flat list of the updates and the roles of the new state."""
+    def value(
+        self, *tensors: Tensor, into: Sequence[Sequence[Tensor]] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the flat list of the updates and the roles of the new state.
+
+        The new state is written into `into` if given: contiguous tensors, whose versions are
+        bumped.
+        """
         if self.known is not None:
             known, self.known = self.known, None
             return known
         hypers = tensors[self.num_roles * self.size : self.num_inputs]
         roles = [[_dense(x) for x in role] for role in self.roles(tensors, self.num_roles)]
-        outputs = [[torch.empty_like(x) for x in roles[0]] for _ in range(self.num_outputs)]
-        self.launch(self.kind, roles, outputs, hypers, tensors[self.num_inputs :])
+        new = self.num_outputs if into is None else 1
+        outputs = [[torch.empty_like(x) for x in roles[0]] for _ in range(new)]
+        outputs += map(list, into or ())
+        kind = _C.DECAYED_UPDATE if self.decayed else _C.UPDATE
+        self.launch(kind, roles, outputs, hypers, tensors[self.num_inputs :])
+        if into is not None:
+            bump_versions([x for role in into for x in role])
         return tuple(x for role in outputs for x in role)
-
-    def write(self, tensors: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Return the updates; write the new state into `states`, which must be contiguous."""
-        grads, *rest = self.roles(tensors, self.num_roles)
-        params = [[_dense(p.detach()) for p in rest[-1]]] if self.decayed else []
-        roles = [[_dense(g.detach()) for g in grads], *map(list, states), *params]
-        updates = [torch.empty_like(g) for g in roles[0]]
-        outputs = [updates, *map(list, states)]
-        self.launch(self.kind, roles, outputs, (), tensors[self.num_inputs :])
-        bump_versions([x for role in states for x in role])
-        return updates
 
     def vjp(
         self, *tensors: Tensor | None, needed: tuple[bool, ...] | None = None

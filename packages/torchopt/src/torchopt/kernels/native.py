@@ -166,12 +166,10 @@ def attempt(
         outputs = fused.reference(*flat)  # a compiler fuses the reference implementation itself
     elif fused.num_tensor_hypers or any_watched(flat):
         outputs = fused.differentiable(flat)
-    elif inplace and all(map(is_writable, old)) and _C.are_disjoint(old):
-        with torch.no_grad():
-            return fused.write(flat, states), list(map(list, states))
     else:
+        written = inplace and all(map(is_writable, old)) and _C.are_disjoint(old)
         with torch.no_grad():
-            outputs = fused.value(*flat)
+            outputs = fused.value(*flat, into=states if written else None)
     updates, *new = fused.roles(outputs, fused.num_outputs)
     return updates, _written(states, new) if inplace else new
 

@@ -5,51 +5,41 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from inspect import Parameter
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import entries, joined, sections
+from torchopt.index import PUBLISHED
 from torchopt.optimizers import stages
 from torchopt.optimizers.stages import _get_use_chain_flat
 
-__all__ = ["PUBLISHED", "Form", "class_from"]
+__all__ = ["Form", "class_from"]
 
 
-class Published(NamedTuple):
-    """How the class of the published package differs from its function.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "adadelta": {"lr": 1.0, "moment_requires_grad": True},
+    "adam": {"moment_requires_grad": True},
+    "adamax": {"lr": 2e-3, "eps": 1e-8, "moment_requires_grad": True},
+    "radam": {"eps": 1e-8, "moment_requires_grad": True},
+    "sgd": {"moment_requires_grad": True},
+}
+"""Defaults of published classes that differ from those of their functions.
 
-    Attributes:
-        defaults: Defaults that differ. `moment_requires_grad` is an argument of the meta class
-            alone, because steps in place have no derivative.
-        positional: The order of positional arguments; empty for that of the function.
-    """
+`moment_requires_grad` is an argument of the meta class alone, because steps in place have no
+derivative.
+"""
 
-    defaults: Mapping[str, Any] = MappingProxyType({})
-    positional: tuple[str, ...] = ()
-
-
-PUBLISHED = {
-    "adadelta": Published({"lr": 1.0, "moment_requires_grad": True}),
-    "adagrad": Published(),
-    "adam": Published({"moment_requires_grad": True}),
-    "adamax": Published({"lr": 2e-3, "eps": 1e-8, "moment_requires_grad": True}),
-    "adamw": Published(),
-    "radam": Published({"eps": 1e-8, "moment_requires_grad": True}),
-    "rmsprop": Published(),
-    "sgd": Published(
-        {"moment_requires_grad": True},
-        (
-            *("lr", "momentum", "weight_decay", "dampening", "nesterov"),
-            *("moment_requires_grad", "maximize"),
-        ),
+POSITIONAL = {
+    "sgd": (
+        *("lr", "momentum", "weight_decay", "dampening", "nesterov"),
+        *("moment_requires_grad", "maximize"),
     ),
 }
-"""The functions whose classes exist in torchopt 0.7, each in its own module."""
+"""The order of positional arguments of published classes if it is not that of their functions."""
 
 Constructor = Callable[..., GradientTransformation]
 
@@ -85,25 +75,25 @@ def class_from(function: Constructor, name: str, form: Form) -> type:
         name: The name of the class.
         form: The kind of the class.
     """
-    published = PUBLISHED.get(function.__name__)
     # The arguments of the base class are self, what is stepped, the transformation, and options.
     options = list(inspect.signature(form.base.__init__).parameters.values())[3:]  # type: ignore[misc]
-    passed = _arguments(function, published or Published(), form.dropped)
+    passed = _arguments(function, form.dropped)
     signature = inspect.Signature([form.leading, *passed, *options])
     made = type(name, (form.base,), {"__doc__": _docstring(function, name, form, signature)})
     # A published class keeps the module that it was published in.
-    made.__module__ = form.package if published is None else f"{form.package}.{function.__name__}"
+    home = f".{function.__name__}" if function.__name__ in PUBLISHED else ""
+    made.__module__ = form.package + home
     made.__init__ = _initializer(made, function, signature, passed)  # type: ignore[misc]
     return made
 
 
-def _arguments(function: Constructor, published: Published, dropped: str) -> list[Parameter]:
+def _arguments(function: Constructor, dropped: str) -> list[Parameter]:
     """Return the arguments of a function in the order and with the defaults of its classes."""
     own = {p.name: p for p in inspect.signature(function).parameters.values() if p.name != dropped}
-    for name, default in published.defaults.items():
+    for name, default in DEFAULTS.get(function.__name__, {}).items():
         if name in own:
             own[name] = own[name].replace(default=default)
-    order = [name for name in published.positional if name in own]
+    order = [name for name in POSITIONAL.get(function.__name__, ()) if name in own]
     positional = [own.pop(n).replace(kind=Parameter.POSITIONAL_OR_KEYWORD) for n in order]
     return [*positional, *own.values()]
 

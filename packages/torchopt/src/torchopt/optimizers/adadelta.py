@@ -14,7 +14,7 @@ from torchopt.kernels.reference.formulas import divide_by_root, moving_average, 
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.validate import check_fraction
+from torchopt.transform.validate import check
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByAdadeltaState", "adadelta", "scale_by_adadelta"]
@@ -74,7 +74,7 @@ def adadelta(
     moment_requires_grad: bool = False,
 ) -> GradientTransformation:
     """Return AdaDelta."""
-    check_fraction(rho, "rho value", closed=True)
+    check(rho, "0 <= number <= 1", "rho value")
     return optimizer(
         AdaDelta(rho, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay, name="adadelta"
     )

@@ -23,7 +23,7 @@ from torchopt.transform.validate import (
     Hyper,
     are_numbers,
     at_least_zero,
-    check_at_least_zero,
+    check,
     number,
     positive,
     unpacked,
@@ -226,7 +226,7 @@ def adafactor(
             dtype, of float32 for half types) and of the root mean square of a parameter.
         weight_decay: Coefficient of the decoupled decay, >= 0.
     """
-    check_at_least_zero(weight_decay, "weight_decay value")
+    check(weight_decay, "a number >= 0", "weight_decay value")
     eps1, eps2 = unpacked(eps, "eps", (None, 0.001))
     flip = flip_sign_and_add_weight_decay.rule(0.0, maximize)
     if are_numbers(weight_decay) and weight_decay == 0.0:

@@ -16,7 +16,7 @@ from torchopt.optimizers.rule import Hyper, Rule, at_least_zero
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
 from torchopt.transform.scale_by_schedule import ScaleBySchedule
-from torchopt.transform.validate import check_at_least_zero
+from torchopt.transform.validate import check
 from torchopt.typing import Numeric, ScalarOrSchedule, Schedule
 
 __all__ = ["ScaleByRssState", "adagrad", "scale_by_rss"]
@@ -102,7 +102,7 @@ def adagrad(
     Args:
         lr_decay: Decay of the step size, >= 0.
     """
-    check_at_least_zero(lr_decay, "lr_decay value")
+    check(lr_decay, "a number >= 0", "lr_decay value")
     return optimizer(
         AdaGrad(initial_accumulator_value, eps),
         ScaleBySchedule(_adagrad_lr_schedule(lr_decay)),

@@ -15,7 +15,7 @@ from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
 from torchopt.transform.linear import plus
-from torchopt.transform.validate import are_numbers, check_at_least_zero
+from torchopt.transform.validate import are_numbers, check
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["DampenedTraceState", "TraceState", "sgd", "trace"]
@@ -109,7 +109,7 @@ def trace(
         >>> u, momentum.update(g, state)[0]
         (tensor([1.]), tensor([1.5000]))
     """
-    check_at_least_zero(momentum, "momentum value")
+    check(momentum, "a number >= 0", "momentum value")
     if nesterov and are_numbers(momentum, dampening) and (momentum <= 0.0 or dampening != 0.0):
         raise ValueError("Nesterov momentum requires a momentum and zero dampening")
     if are_numbers(momentum) and momentum == 0.0:

@@ -7,7 +7,7 @@ from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
 from torchopt.optimizers.lion import Lion
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.validate import check_fraction
+from torchopt.transform.validate import check
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["signum"]
@@ -36,7 +36,7 @@ def signum(
         J. Bernstein, Y. Wang, K. Azizzadenesheli, A. Anandkumar, signSGD: Compressed Optimisation
         for Non-Convex Problems, 2018, https://arxiv.org/abs/1802.04434, Algorithm 2.
     """
-    check_fraction(momentum, "momentum value")
+    check(momentum, "0 <= number < 1", "momentum value")
     direction = Lion(momentum, momentum)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="signum"

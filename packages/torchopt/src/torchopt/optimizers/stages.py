@@ -15,7 +15,7 @@ from torchopt.transform.add_decayed_weights import add_decayed_weights
 from torchopt.transform.base import LeafRule, as_transformation, transformation
 from torchopt.transform.linear import FlipSignAndAddWeightDecay, Scale
 from torchopt.transform.scale_by_schedule import ScaleBySchedule
-from torchopt.transform.validate import check_at_least_zero
+from torchopt.transform.validate import check
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["flip_sign_and_add_weight_decay", "optimizer", "scale_by_neg_lr"]
@@ -116,7 +116,7 @@ def flip_sign_and_add_weight_decay(
     Raises:
         ValueError: A negative `weight_decay`.
     """
-    check_at_least_zero(weight_decay, "weight_decay value")
+    check(weight_decay, "a number >= 0", "weight_decay value")
     if not isinstance(weight_decay, torch.Tensor) and weight_decay == 0.0:
         return Scale(-1.0) if maximize else None
     return FlipSignAndAddWeightDecay(weight_decay, maximize)
@@ -135,7 +135,7 @@ def scale_by_neg_lr(lr: ScalarOrSchedule) -> LeafRule:
     """
     if callable(lr) and not isinstance(lr, torch.Tensor):
         return ScaleBySchedule(lr, -1.0)
-    check_at_least_zero(lr, "learning rate")
+    check(lr, "a number >= 0", "learning rate")
     return Scale(lr, -1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import as_given, widened
 from torchopt.transform.base import Wrapper
-from torchopt.transform.validate import check_at_least_one
+from torchopt.transform.validate import check
 from torchopt.tree import (
     require_same_shapes,
     tree_flatten,
@@ -108,6 +108,6 @@ def accumulate(inner: GradientTransformation, every: int) -> GradientTransformat
         >>> first, second
         ((None,), (tensor([-2.]),))
     """
-    check_at_least_one(every, "every value")
+    check(every, "an integer >= 1", "every value")
     require_transformation(inner, "accumulate(inner, every)")
     return Accumulate(inner, every).pair()

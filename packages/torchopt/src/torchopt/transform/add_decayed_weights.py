@@ -13,7 +13,7 @@ from torchopt.base import GradientTransformation
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.linear import AddDecayedWeights
 from torchopt.transform.masked import MaskedNode, MaskedState, masked
-from torchopt.transform.validate import check_at_least_zero
+from torchopt.transform.validate import check
 
 __all__ = ["MaskedNode", "MaskedState", "add_decayed_weights", "masked"]
 
@@ -41,7 +41,7 @@ def add_decayed_weights(
         >>> decay.update(g, decay.init(p), params=p)[0]
         tensor([2.])
     """
-    check_at_least_zero(weight_decay, "weight_decay value")
+    check(weight_decay, "a number >= 0", "weight_decay value")
     if mask is not None:
         return masked(add_decayed_weights(weight_decay), mask)
     if not isinstance(weight_decay, torch.Tensor) and weight_decay == 0.0:

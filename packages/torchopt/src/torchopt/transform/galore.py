@@ -13,7 +13,7 @@ from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import dense, widened, without_autocast
 from torchopt.transform.base import Wrapper
 from torchopt.transform.leaf_rule import as_of_now
-from torchopt.transform.validate import check_at_least_one, check_at_least_zero
+from torchopt.transform.validate import check
 from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import is_traced, is_transforming
 
@@ -154,8 +154,8 @@ def galore(
         tensor([[3., 0.],
                 [0., 0.]])
     """
-    check_at_least_one(rank, "rank value")
-    check_at_least_one(update_every, "update_every value")
-    check_at_least_zero(scale, "scale value")
+    check(rank, "an integer >= 1", "rank value")
+    check(update_every, "an integer >= 1", "update_every value")
+    check(scale, "a number >= 0", "scale value")
     require_transformation(inner, "galore(inner, rank)")
     return Galore(inner, rank, update_every, scale).pair()

@@ -16,7 +16,7 @@ from torchopt.params.sharded import require_whole
 from torchopt.torch_internals import in_dispatch_mode
 from torchopt.transform.base import Wrapper
 from torchopt.transform.copies import exact_tensors, followed_start
-from torchopt.transform.validate import check_at_least_one
+from torchopt.transform.validate import check
 from torchopt.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import any_watched, is_traced, is_transforming
 
@@ -203,6 +203,6 @@ def in_8_bits(
         >>> state[0].trace[0].codes.dtype
         torch.uint8
     """
-    check_at_least_one(block_size, "block_size value")
+    check(block_size, "an integer >= 1", "block_size value")
     require_transformation(inner, "in_8_bits(inner, ...)")
     return InEightBits(inner, block_size, min_size).pair()

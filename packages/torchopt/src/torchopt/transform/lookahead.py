@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.transform.base import Wrapper
 from torchopt.transform.leaf_rule import as_of_now
-from torchopt.transform.validate import check_at_least_one, check_fraction
+from torchopt.transform.validate import check
 from torchopt.tree import is_smooth, require_same_shapes, require_tensor_tree, tree_map
 
 __all__ = ["LookaheadState", "lookahead"]
@@ -102,7 +102,7 @@ def lookahead(
         >>> p  # half of the way to -2
         tensor([-1.])
     """
-    check_at_least_one(every, "every value")
-    check_fraction(alpha, "alpha value", closed=True)
+    check(every, "an integer >= 1", "every value")
+    check(alpha, "0 <= number <= 1", "alpha value")
     require_transformation(inner, "lookahead(inner, ...)")
     return Lookahead(inner, every, alpha).pair()

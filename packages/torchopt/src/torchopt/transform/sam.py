@@ -16,7 +16,7 @@ from torchopt.precision import dense
 from torchopt.transform.base import Wrapper
 from torchopt.transform.leaf_rule import as_of_now
 from torchopt.transform.norm import power_of_two
-from torchopt.transform.validate import check_at_least_zero
+from torchopt.transform.validate import check
 from torchopt.tree import (
     flatten_up_to,
     require_same_shapes,
@@ -142,6 +142,6 @@ def sam(inner: GradientTransformation, rho: float | Tensor = 0.05) -> GradientTr
         >>> p  # 1 - 0.5 * 2 * 1.1
         tensor([-0.1000])
     """
-    check_at_least_zero(rho, "rho value")
+    check(rho, "a number >= 0", "rho value")
     require_transformation(inner, "sam(inner, rho)")
     return Sam(inner, rho).pair()

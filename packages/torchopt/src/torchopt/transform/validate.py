@@ -21,9 +21,6 @@ __all__ = [
     "at_least_one",
     "at_least_zero",
     "check",
-    "check_at_least_one",
-    "check_at_least_zero",
-    "check_fraction",
     "fraction",
     "number",
     "positive",
@@ -114,21 +111,6 @@ def check(value: Hyper | None, expected: str, what: str, *, optional: bool = Fal
         return
     if _is_number(value, what) and not RANGES[expected](value):
         raise ValueError(f"Invalid {what}: {value}; expected {expected}")
-
-
-def check_at_least_zero(value: Hyper, what: str) -> None:
-    """Raise `ValueError("Invalid {what}: {value}; ...")` unless value >= 0."""
-    check(value, "a number >= 0", what)
-
-
-def check_at_least_one(value: int, what: str) -> None:
-    """Raise `ValueError("Invalid {what}: {value}; ...")` unless value is an integer >= 1."""
-    check(value, "an integer >= 1", what)
-
-
-def check_fraction(value: Hyper, what: str, *, closed: bool = False) -> None:
-    """Raise `ValueError("Invalid {what}: {value}; ...")` unless 0 <= value < 1 (<= if `closed`)."""
-    check(value, "0 <= number <= 1" if closed else "0 <= number < 1", what)
 
 
 def _is_number(value: Hyper | None, what: str) -> bool:
