@@ -62,6 +62,36 @@ def save_sharded(path: str, dims: tuple[int, ...], asynchronous: bool) -> Any:
     return found
 
 
+# With states of different kinds: factors, averages of parameters, sums over all tensors.
+OTHERS = ("Adafactor", "Prodigy", "ScheduleFreeAdamW")
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def other_optimizers(path: str, loads: bool) -> dict[str, list[torch.Tensor]]:
+    """Return the parameters after three steps with each optimizer; save after two, or load."""
+    size = todist.get_world_size()
+    mesh = _mesh((size,)) if size > 1 else None
+    nets = {name: make_net() if mesh is None else _sharded(mesh) for name in OTHERS}
+    optimizers = {name: getattr(torchopt, name)(nets[name].parameters(), lr=0.1) for name in OTHERS}
+    if loads:
+        found = todist.Checkpoint(path).load()
+        assert found is not None
+        for name, (net, optimizer) in found[1].items():
+            nets[name].load_state_dict(net)
+            optimizers[name].load_state_dict(optimizer)
+    else:
+        for name, net in nets.items():
+            _train(net, optimizers[name], 2)
+        states = {k: (nets[k].state_dict(), optimizers[k].state_dict()) for k in OTHERS}
+        todist.Checkpoint(path).save(2, states)
+    for name, net in nets.items():
+        _train(net, optimizers[name], 1)
+    return {
+        name: [(p if mesh is None else p.full_tensor()).detach() for p in net.parameters()]
+        for name, net in nets.items()
+    }
+
+
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def saves_that_fail(path: str) -> Any:
     """Return, by cause, a rank's error if rank 0 cannot save, and the step in the checkpoint."""

@@ -61,14 +61,14 @@ def batch(rank: int = 0) -> Tensor:
     return torch.randn(8, 3, dtype=F64, generator=torch.Generator().manual_seed(rank))
 
 
-def distributed(net: nn.Module, mesh: Any) -> nn.Module:
-    """Return the module with DTensors in place of its parameters."""
+def distributed(net: nn.Module, mesh: Any, placement: Any = None) -> nn.Module:
+    """Return the module with DTensors in place of its parameters, split by rows if not told."""
     from torch.distributed.tensor import Shard, distribute_tensor
 
     for part in net.modules():
         for name, p in list(part._parameters.items()):
             if p is not None:
-                p = nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)]))
+                p = nn.Parameter(distribute_tensor(p.detach(), mesh, [placement or Shard(0)]))
                 part._parameters[name] = p
     return net
 
@@ -317,3 +317,27 @@ def tasks_and_shards(deterministic: bool) -> Any:
     except ValueError as e:
         refused = str(e)
     return [full(p.grad) for p in leaves], step.losses, step.owners, refused
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def tasks_of_split_batches(deterministic: bool, kind: str) -> Any:
+    """Return the meta-gradient and losses of tasks whose batches are split over the shards.
+
+    Args:
+        deterministic: As in `TaskParallel`.
+        kind: `"Shard"` or `"Replicate"`: how the parameters are placed. The gradients of replicated
+            ones are sums that are pending.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("tasks", "shards"))
+    shards, group = mesh["shards"], mesh.get_group("tasks")
+    net = distributed(small_net(), shards, Replicate() if kind == "Replicate" else Shard(0))
+    engine = todist.TaskParallel(net, group=group, deterministic=deterministic)
+
+    def loss(k: int) -> Tensor:
+        return (net(distribute_tensor(batch(k), shards, [Shard(0)])) ** 2).mean()
+
+    step = engine.backward(loss, range(5))
+    return [full(p.grad) for p in net.parameters()], step.losses

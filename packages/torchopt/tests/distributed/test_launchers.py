@@ -276,7 +276,7 @@ def test_a_connection_is_closed_if_the_other_side_does_not_read(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         theirs = socket.create_connection(listener.getsockname(), timeout=30.0)
         link = Link(listener.accept()[0])
-    link.send({"words": "x" * 10**8})
+    link.send({"words": "x" * 3 * 10**7})
     link.send({"bye": True})
     received = bytearray()
     while block := theirs.recv(2**20):

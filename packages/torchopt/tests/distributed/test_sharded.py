@@ -94,3 +94,16 @@ def test_a_mesh_of_tasks_and_shards(standing, deterministic):
         for g, w in zip(grads, want):
             assert w.abs().max() > 1e-4
             torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", ["Shard", "Replicate"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_tasks_whose_batches_are_split_over_the_shards(standing, deterministic, kind):
+    net = programs.small_net()
+    losses = torch.stack([(net(programs.batch(k)) ** 2).mean() for k in range(5)])
+    want = torch.autograd.grad(losses.mean(), list(net.parameters()))
+    for grads, got in standing(programs.tasks_of_split_batches, 4, deterministic, kind):
+        torch.testing.assert_close(got, losses.detach(), rtol=1e-12, atol=0)
+        for g, w in zip(grads, want, strict=True):
+            assert w.abs().max() > 1e-4
+            torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-15)

@@ -27,7 +27,7 @@ from torchopt.distributed.slots import Shares, Slots
 from torchopt.distributed.sparse import added
 from torchopt.torch_internals import holds_alone, hooks_of_gradient
 
-__all__ = ["BucketedSum", "dense_gradient", "filled", "zero_gradient"]
+__all__ = ["BucketedSum", "dense_gradient", "filled", "placed_like", "zero_gradient"]
 
 _LARGE = 2**21  # bytes; of smaller ones, a message each would take longer than a copy
 
@@ -41,6 +41,11 @@ def dense_gradient(p: Tensor) -> Tensor:
 def zero_gradient(p: Tensor) -> Tensor:
     """Return a gradient of zeros."""
     return torch.zeros_like(p, dtype=gradient_dtype(p))
+
+
+def placed_like(p: Any, g: Any) -> Any:
+    """Return the gradient of a DTensor with its placements: a sum that is pending is completed."""
+    return g if g.placements == p.placements else g.redistribute(placements=p.placements)
 
 
 def filled(
@@ -246,10 +251,7 @@ class BucketedSum:
         """
         for k in self._sharded:
             p = self.params[k]
-            if p.grad is None:
-                p.grad = zero_gradient(p)
-            elif p.grad.placements != p.placements:  # type: ignore[attr-defined]
-                p.grad = p.grad.redistribute(placements=p.placements)  # type: ignore[attr-defined]
+            p.grad = zero_gradient(p) if p.grad is None else placed_like(p, p.grad)
             assert p.grad is not None
             self.group.sum_(local_part(p.grad), name, limit)
         for bucket in self._buckets:

@@ -18,7 +18,12 @@ from torch import Tensor
 
 from torchopt.distributed import sparse
 from torchopt.distributed.before import unchanged
-from torchopt.distributed.buckets import BucketedSum, dense_gradient, zero_gradient
+from torchopt.distributed.buckets import (
+    BucketedSum,
+    dense_gradient,
+    placed_like,
+    zero_gradient,
+)
 from torchopt.distributed.group import flat
 from torchopt.distributed.ordered_sum import OrderedSum, nodes_of
 from torchopt.distributed.packet import DifferenceError, Packet
@@ -157,7 +162,7 @@ class Gradients:
         if self.step.engine.is_fsdp:
             # The graph ends in the gathered parameters, not in the shards.
             (loss * weight).backward()
-        elif type(loss) is not Tensor:  # a DTensor, whose gradient is one
+        elif type(loss) is not Tensor:
             (loss * weight).backward(inputs=self.params)
         else:  # the same bits, with two operations fewer for each task
             backward_into(loss, self._start(loss, weight), self.params)
@@ -306,7 +311,7 @@ class _Ordered(Gradients):
             self._dense[k] = self._dense[k] or (g is not None and not sparse.is_sparse(g))
         changes = self.step.before.take(weight)
         values = [
-            local_part(zero_gradient(p) if g is None else _filled(g)).detach().clone()
+            local_part(zero_gradient(p) if g is None else _filled(p, g)).detach().clone()
             for p, g in zip(self.params, grads)
         ]
         for x, change in zip(self.step.before.contents, changes):
@@ -368,7 +373,10 @@ class _Ordered(Gradients):
                 p.grad = g if p.grad is None else sparse.added(p.grad, g)
 
 
-def _filled(g: Tensor) -> Tensor:
+def _filled(p: Tensor, g: Tensor) -> Tensor:
+    if hasattr(p, "to_local"):
+        whole: Tensor = placed_like(p, g)
+        return whole
     return g.to_dense() if g.is_sparse else g
 
 

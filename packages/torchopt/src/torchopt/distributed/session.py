@@ -267,7 +267,7 @@ def _call_the_roll(
     """
     keys = [f"{key}/{r}" for r in ranks]
     store.set(f"{key}/{rank}", socket.gethostname())
-    deadline = time.monotonic() + timeout
+    deadline, pause = time.monotonic() + timeout, 0.01
     while not store.check(keys):
         if time.monotonic() > deadline:
             missing = [r for r, k in zip(ranks, keys) if not store.check([k])]
@@ -276,8 +276,9 @@ def _call_the_roll(
                 f"with torchopt within {timeout:g} s, ranks {missing} are missing; make the same "
                 "engines on every rank of the group, or raise `timeout`"
             )
-        time.sleep(0.01)
-    return [store.get(k).decode() for k in keys]
+        time.sleep(pause)
+        pause = min(2 * pause, 0.2)  # a thousand ranks may ask the same store
+    return [name.decode() for name in store.multi_get(keys)]
 
 
 # --- closing --------------------------------------------------------------------------------------

@@ -311,7 +311,9 @@ class Step:
         return losses @ torch.tensor(weights, dtype=losses.dtype, device=losses.device)
 
     def _loss(self, task: Any) -> Tensor:
-        loss = self._task_loss(task)
+        loss: Any = self._task_loss(task)
+        if hasattr(loss, "full_tensor"):  # a DTensor, maybe with a sum that is pending
+            loss = loss.full_tensor()
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"`task_loss`: expected a 0-dim tensor, got {got}.")
@@ -319,7 +321,8 @@ class Step:
             raise TypeError(
                 f"`task_loss`: expected a real number, got {loss.dtype}; return its real part."
             )
-        return loss
+        result: Tensor = loss
+        return result
 
     # --- the exchange -----------------------------------------------------------------------------
 

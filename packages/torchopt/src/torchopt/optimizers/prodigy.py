@@ -13,6 +13,7 @@ from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.reference.formulas import divide_by_root, moving_average
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
+from torchopt.params.sharded import completed
 from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.starts import zeros_like
 from torchopt.transform.validate import Hyper, at_least_zero, fraction, positive, unpacked, within
@@ -76,8 +77,8 @@ class ScaleByProdigy(LeafRule):
             nu = moving_average(nu, (own * g) ** 2, self.b2)
             s = s * root + weight.to(g) * g
             product = (g.to(torch.float64) * (start - p).to(torch.float64)).sum()
-            r = r + weight * product.to(r.device)
-            total = total + s.to(torch.float64).abs().sum().to(r.device)
+            r = r + weight * completed(product).to(r.device)
+            total = total + completed(s.to(torch.float64).abs().sum()).to(r.device)
             scaled = divide_by_root(mu, nu, own * self.eps)
             lr = self.lr.to(g) if isinstance(self.lr, Tensor) else self.lr
             updates.append(-lr * own * (scaled + self.weight_decay * p))

@@ -25,7 +25,7 @@ from torchopt.params.swap import Swap
 from torchopt.torch_internals import remove_fsdp_hooks
 from torchopt.tree_function import apply_rule
 
-__all__ = ["gather_in_graph", "largest_absolute", "require_whole"]
+__all__ = ["completed", "gather_in_graph", "largest_absolute", "require_whole"]
 
 _done: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -80,6 +80,18 @@ def gathered(x: Any) -> Tensor:
     return whole
 
 
+def completed(x: Tensor) -> Tensor:
+    """Return a DTensor whose pending sums are complete on every rank; any other tensor as it is."""
+    sharded: Any = x
+    if not any(p.is_partial() for p in getattr(x, "placements", ())):
+        return x
+    from torch.distributed.tensor import Replicate
+
+    kept = [Replicate() if p.is_partial() else p for p in sharded.placements]
+    result: Tensor = sharded.redistribute(placements=kept)
+    return result
+
+
 def largest_absolute(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """Return the largest absolute value, as a constant for differentiation.
 
@@ -94,12 +106,10 @@ def largest_absolute(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tenso
     over = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     if not hasattr(x, "to_local"):
         return x.abs().amax(dim=over, keepdim=keepdim)
-    from torch.distributed.tensor import DTensor, Partial, Replicate
+    from torch.distributed.tensor import DTensor, Partial
 
     reduced = {d % x.ndim for d in over}
-    sharded: Any = x
-    if any(p.is_partial() for p in sharded.placements):
-        sharded = sharded.redistribute(placements=[Replicate()] * sharded.device_mesh.ndim)
+    sharded: Any = completed(x)
     local = sharded.to_local().abs()
     if local.numel():
         top = local.amax(dim=over, keepdim=True)
@@ -117,8 +127,7 @@ def largest_absolute(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tenso
         shape=shape,
         stride=torch.empty(shape, device="meta").stride(),
     )
-    kept = [Replicate() if p.is_partial() else p for p in placements]
-    result: Tensor = whole.redistribute(placements=kept)
+    result = completed(whole)
     left = [n for d, n in enumerate(x.shape) if d not in reduced]
     return result if keepdim else result.reshape(left)
 
