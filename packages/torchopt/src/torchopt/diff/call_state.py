@@ -86,17 +86,23 @@ class CallState:
         function: The function.
         given: Tensors that the function is given in other ways; they are left alone.
         more: Tensors that are passed to the function unchanged.
+        reached: What `captured(function, object)` yields, if the caller has searched already.
     """
 
     def __init__(
-        self, function: Any, given: Iterable[Tensor] = (), more: Iterable[Tensor] = ()
+        self,
+        function: Any,
+        given: Iterable[Tensor] = (),
+        more: Iterable[Tensor] = (),
+        reached: Iterable[tuple[str, Any]] | None = None,
     ) -> None:
         left_alone = {id(x) for x in given}
         self.slots: list[Slot] = []
         self.small, self.large = _Small(), list[_Large]()
         self.sources: list[Source] = []
         room = COPIED
-        found = itertools.chain(captured(function, object), (("an argument", x) for x in more))
+        reached = captured(function, object) if reached is None else reached
+        found = itertools.chain(reached, (("an argument", x) for x in more))
         for name, x in found:
             if isinstance(x, Tensor):
                 if id(x) not in left_alone and _has_version(x):

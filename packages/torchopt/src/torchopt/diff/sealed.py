@@ -12,7 +12,7 @@ import functools
 import math
 import types
 from collections import deque
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any
 
 import torch
@@ -137,9 +137,13 @@ def draws_nothing(found: Any) -> bool:
     return DRAWS.isdisjoint(names) and not any(found.__globals__.get(n) is torch for n in names)
 
 
-def draws_outside_torch(function: Any) -> bool:
-    """Return whether a function may draw random numbers of Python or numpy."""
-    for count, (_, found) in enumerate(captured(function, object)):
+def draws_outside_torch(reached: Iterable[tuple[str, Any]]) -> bool:
+    """Return whether a function may draw random numbers of Python or numpy.
+
+    Args:
+        reached: What `captured(function, object)` yields.
+    """
+    for count, (_, found) in enumerate(reached):
         if isinstance(found, (torch.dtype, torch.device)):
             continue
         # Classes and other objects may have compiled methods, and so may operations of the user.

@@ -296,7 +296,9 @@ def in_vmap_of_nothing() -> bool:
 
 
 def _has_derivative(x: Tensor) -> bool:
-    return x.requires_grad or forward_ad.unpack_dual(x, level=0).tangent is not None
+    if x.requires_grad or not in_forward_mode():
+        return x.requires_grad
+    return forward_ad.unpack_dual(x, level=0).tangent is not None
 
 
 def below_transforms(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torchopt.diff.closure import captured
 from torchopt.diff.sealed import draws_outside_torch
 from torchopt.diff.zero_order import (
     Rademacher,
@@ -317,7 +318,8 @@ SILENT: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", [*DRAWING, *SILENT])
 def test_generators_of_python_and_numpy_are_copied_if_something_may_draw(name: str) -> None:
-    assert draws_outside_torch({**DRAWING, **SILENT}[name]) == (name in DRAWING)
+    reached = captured({**DRAWING, **SILENT}[name], object)
+    assert draws_outside_torch(reached) == (name in DRAWING)
 
 
 @pytest.mark.parametrize("where", ["argument", "keyword", "function"])

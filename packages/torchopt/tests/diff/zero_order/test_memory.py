@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchopt.diff.zero_order import Gaussian, ZeroOrder, evaluator, seed_replay, zero_order
 from torchopt.diff.zero_order import evaluate as zo_evaluate
 from torchopt.diff.zero_order import low_rank as zo_low_rank
+from torchopt.diff.zero_order.estimators import antithetic
+from torchopt.diff.zero_order.form import Form
 from torchopt.diff.zero_order.low_rank import LowRank
 
 D = 20_000
@@ -128,6 +130,29 @@ def test_points_in_several_groups_have_the_losses_of_a_loop(
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
     assert torch.equal(scratch, torch.ones(3, dtype=torch.float64))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+@pytest.mark.parametrize(("most", "calls"), [(12, 1), (11, 4)])
+def test_few_points_at_several_places_are_taken_together(
+    most: int, calls: int, shape: tuple[int, ...]
+) -> None:
+    """The values stay in rows, one for each direction, and the groups hold no point twice."""
+    theta, z = torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
+    steps, groups = (0.5, -0.5, 1.0, -1.0), []
+
+    def loss(x: Tensor) -> Tensor:
+        groups.append(1)
+        return (x @ torch.tensor([1.0, 10.0])).expand(shape).clone()
+
+    form = Form([theta], Gaussian(), antithetic)
+    points = evaluator.Points(3, 4, 2, form.perturbed([theta], [z], steps), [theta], most)
+    found = evaluator.Evaluator(True)(loss, points, (), 0)
+    assert len(groups) == calls
+    rows = torch.stack([theta + s * row for row in z for s in steps])
+    expected = (rows @ torch.tensor([1.0, 10.0])).reshape(-1, *(1 for _ in shape))
+    assert torch.equal(found, expected.expand(12, *shape))
+    assert torch.equal(found, evaluator.Evaluator(False)(loss, points, (), 0))
 
 
 def test_a_chunk_of_members_is_as_large_as_their_factors_allow(

@@ -381,6 +381,14 @@ def test_a_perturbation_lost_to_rounding_is_noticed(
         es.estimate({"w": x}, es.init(None))
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_weights_that_are_not_finite_hide_no_others(value: float) -> None:
+    engine = ZeroOrder(Gaussian(), "antithetic", num_samples=2, sigma=0.01)
+    leaves = {"a": torch.tensor([value, 1.0]), "b": torch.tensor([-1e9])}
+    with pytest.warns(UserWarning, match=r"resolution.*at \$\[0\]\['b'\] 1 of 1 entries"):
+        engine.estimate(lambda p: p["b"].sum(), leaves, seed=0)
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_signs_need_a_finer_resolution_than_normal_directions(dtype: torch.dtype) -> None:
     # sigma = 0.75 of the spacing: signs move a weight by the whole of it, an error of a third

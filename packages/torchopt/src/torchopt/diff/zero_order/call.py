@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,9 @@ class Call:
         wanted = {k for i in argnums for k in range(ends[i], ends[i + 1])}
         self.specs = [(parts[i][1], range(ends[i], ends[i + 1])) for i in argnums]
         held = [x for x in self.flat if not isinstance(x, (Tensor, *ATOMS))]
-        self.draws_outside = draws_outside_torch((fn, perturbed, held))
+        self.reached = list(captured(fn, object))
+        others = captured((perturbed, held), object) if perturbed or held else ()
+        self.draws_outside = draws_outside_torch(itertools.chain(self.reached, others))
         for k, leaf in enumerate(self.flat):
             if not isinstance(leaf, Tensor):
                 continue
@@ -148,7 +151,8 @@ class Call:
         """Record the current surroundings of the function."""
         leaves = (self.flat[k] for k, _ in self.slots)
         given = [*leaves, *self.scratch, *(self.constants if self.graph else ())]
-        self.state = CallState(self.fn, given, self.constants)
+        self.state = CallState(self.fn, given, self.constants, self.reached)
+        self.reached = []
 
     def reset(self) -> None:
         """Restore the surroundings that the function had when the call began."""

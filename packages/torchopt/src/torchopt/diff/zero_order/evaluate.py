@@ -145,7 +145,7 @@ class Sampling:
     def center(self, fn: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
         """Return `fn` at theta, with the same random draws as at perturbed points."""
         # Copies, which the function may overwrite.
-        points = Points(1, 1, 0, lambda i, j, k: [x[None].clone() for x in leaves], leaves)
+        points = Points(1, 1, 0, lambda i, j, places: [x[None].clone() for x in leaves], leaves)
         return widened(self._values(fn, points)[0])
 
     def _values(self, fn: Callable[..., Tensor], points: Points) -> Tensor:
@@ -175,7 +175,7 @@ class _Sum:
         for k, (total, z) in enumerate(zip(self.totals, noise)):
             d = self.sampling.estimator.dual(z.to(total.dtype))
             weights = c.to(total)
-            total.add_(torch.tensordot(weights, d, dims=1))
+            total.add_(weights @ d if d.ndim == 2 else torch.tensordot(weights, d, dims=1))
             if self.spread is not None:
                 self.spread.add(k, weights, d)
 
@@ -192,7 +192,7 @@ class _Sum:
         return LeafEstimate(
             self._narrowed(means),
             None if error is None else self._narrowed(error),
-            torch.cat(self.coefficients),
+            torch.cat(self.coefficients) if len(self.coefficients) > 1 else self.coefficients[0],
             count,
         )
 

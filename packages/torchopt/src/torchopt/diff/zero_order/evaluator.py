@@ -18,6 +18,7 @@ __all__ = ["Evaluator", "Points"]
 
 # A vmap takes points of about this many entries together, but not fewer than so many points: its
 # intermediate results then stay in the caches of the processor, and a call of it costs little.
+# So few points at several places are taken together too, which saves calls.
 ENTRIES, LEAST_ROWS = 2**19, 32
 
 
@@ -25,14 +26,14 @@ ENTRIES, LEAST_ROWS = 2**19, 32
 class Points:
     """Points in rows, such as the two of a pair. They are made in groups, when they are evaluated.
 
-    A group has the points at one place of some rows.
+    A group has the points at one place of some rows, or all of few points, place by place.
 
     Attributes:
         count: The number of rows.
         each: The number of points in a row.
         entries: The number of entries of a point.
-        make: Maps a range of rows and a place in a row to one tensor `[stop - start, *shape]` for
-            each leaf.
+        make: Maps a range of n rows and a range of m places in them to one tensor `[m n, *shape]`
+            for each leaf, place by place.
         like: Tensors on the devices of the points.
         most: The largest number of points in a group, if the memory of a function limits it.
     """
@@ -40,7 +41,7 @@ class Points:
     count: int
     each: int
     entries: int
-    make: Callable[[int, int, int], Sequence[Tensor]]
+    make: Callable[[int, int, range], Sequence[Tensor]]
     like: Sequence[Tensor]
     most: int | None = None
 
@@ -49,7 +50,7 @@ class Points:
         """Return points that are in memory, one tensor `[n, *shape]` for each leaf."""
         entries = sum(x[0].numel() for x in tensors)
 
-        def make(start: int, stop: int, place: int) -> list[Tensor]:
+        def make(start: int, stop: int, places: range) -> list[Tensor]:
             return [x[start:stop] for x in tensors]
 
         return Points(len(tensors[0]), 1, entries, make, tensors)
@@ -57,8 +58,8 @@ class Points:
     def part(self, start: int, stop: int) -> Points:
         """Return rows `start` to `stop - 1`."""
 
-        def make(i: int, j: int, place: int) -> Sequence[Tensor]:
-            return self.make(start + i, start + j, place)
+        def make(i: int, j: int, places: range) -> Sequence[Tensor]:
+            return self.make(start + i, start + j, places)
 
         return replace(self, count=stop - start, make=make)
 
@@ -70,17 +71,24 @@ class Points:
         most = max(LEAST_ROWS, ENTRIES // max(1, self.entries + extra))
         if self.most is not None:
             most = min(most, self.most)
+        if self.count * self.each <= min(most, LEAST_ROWS, ENTRIES // max(1, self.entries + extra)):
+            yield self.make(0, self.count, range(self.each))
+            return
         rows = -(-self.count // -(-self.count // max(1, most)))
         for start in range(0, self.count, rows):
             for place in range(self.each):
-                yield self.make(start, min(start + rows, self.count), place)
+                yield self.make(start, min(start + rows, self.count), range(place, place + 1))
 
     def in_rows(self, values: Sequence[Tensor]) -> Tensor:
         """Return the values at the points of all groups, `[n, *shape]`, row by row."""
-        if self.each == 1:
+        each = self.each
+        if len(values) == 1:
+            places = values[0].view(each, self.count, *values[0].shape[1:])
+        elif each == 1:
             return torch.cat(list(values))
-        places = [torch.cat(list(values[k :: self.each])) for k in range(self.each)]
-        return torch.stack(places, 1).flatten(0, 1)
+        else:
+            places = torch.stack([torch.cat(list(values[k::each])) for k in range(each)])
+        return places.transpose(0, 1).flatten(0, 1)
 
 
 @dataclass

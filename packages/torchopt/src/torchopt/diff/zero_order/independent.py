@@ -156,19 +156,25 @@ class _Independent(Directions):
         dimension = sum(leaf.numel() for leaf in like)
         size = block_size(dimension)
         generator, seed_of = torch.Generator(like[0].device), member_seeds(seed)
-        out = like[0].new_empty((stop - start, dimension))
         numbers = range(start // size, -(-stop // size))
-        rows = [min(stop, (n + 1) * size) - max(start, n * size) for n in numbers]
-        for number, count, part in zip(numbers, rows, out.split(rows)):
-            generator.manual_seed(seed_of(number))
+
+        def rows(number: int) -> Tensor:
+            """Return those rows of a block that are in the range, in a larger tensor."""
+            first, last = max(0, start - number * size), min(size, stop - number * size)
+            needed, whole = last * dimension, size * dimension
+            block = like[0].new_empty(self._filled(needed, whole) if like[0].is_cpu else whole)
+            self.fill(block, generator.manual_seed(seed_of(number)))
+            return block[first * dimension : needed].view(last - first, dimension)
+
+        if len(numbers) == 1 and start % size == 0:  # otherwise a copy takes less memory
+            return rows(numbers[0])
+        out = like[0].new_empty((stop - start, dimension))
+        counts = [min(stop, (n + 1) * size) - max(start, n * size) for n in numbers]
+        for number, count, part in zip(numbers, counts, out.split(counts)):
             if count == size:
-                self.fill(part, generator)
-                continue
-            first = max(0, start - number * size)  # the range starts or ends in this block
-            whole, needed = size * dimension, (first + count) * dimension
-            block = out.new_empty(self._filled(needed, whole) if out.is_cpu else whole)
-            self.fill(block, generator)
-            part.copy_(block[first * dimension :][: count * dimension].view(count, dimension))
+                self.fill(part, generator.manual_seed(seed_of(number)))
+            else:
+                part.copy_(rows(number))
         return out
 
     def _filled(self, needed: int, whole: int) -> int:
@@ -191,6 +197,8 @@ def is_flat(like: Sequence[Tensor]) -> bool:
 
 def split(matrix: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Return the columns of `[n, D]` as one tensor `[n, *shape]` for each leaf."""
+    if len(like) == 1 and like[0].ndim == 1 and matrix.dtype == like[0].dtype:
+        return [matrix.to(like[0].device)]
     parts = matrix.split([leaf.numel() for leaf in like], dim=1)
     return [
         part.reshape(len(matrix), *leaf.shape).to(device=leaf.device, dtype=leaf.dtype)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.diff.zero_order.independent import is_flat
 from torchopt.errors import warn_caller
-from torchopt.torch_internals import foreach_norm
+from torchopt.torch_internals import flattened, foreach_norm
 
 __all__ = ["accumulator", "require_sigma", "warn_of_lost_perturbations", "widened"]
 
@@ -72,6 +73,12 @@ def _spacing(x: Tensor) -> Tensor:
     return ulp.clamp(min=info.smallest_normal * info.eps)
 
 
+def _is_resolved(largest: float, dtype: torch.dtype, limit: float) -> bool:
+    """Return whether numbers of a dtype up to `largest` are at most `limit` apart."""
+    info = torch.finfo(dtype)
+    return max(largest, info.smallest_normal) * info.eps <= limit
+
+
 def _least(x: float | Tensor) -> float:
     return float(x.amin()) if isinstance(x, Tensor) else x
 
@@ -98,13 +105,17 @@ def warn_of_lost_perturbations(
         what: The name of the size.
     """
     present = [(k, x.detach()) for k, x in enumerate(leaves) if x.numel()]
-    moduli = foreach_norm([x for _, x in present], math.inf) if present else []
+    points, share = [x for _, x in present], 2.0 if normal else 0.25
+    if points and not isinstance(sigma, Sequence) and is_flat(points):
+        # Two operations usually find that no entry of small leaves is too large.
+        largest = max(abs(float(end)) for end in torch.aminmax(flattened(points)))
+        if largest < math.inf and _is_resolved(largest, points[0].dtype, share * sigma):
+            return
+    moduli = foreach_norm(points, math.inf) if points else []
     for (k, x), modulus in zip(present, moduli):
         size = sigma[k].double() if isinstance(sigma, Sequence) else sigma
-        limit = size * (2.0 if normal else 0.25)
-        info = torch.finfo(x.dtype)
-        largest, least = float(modulus), _least(limit)
-        if not math.isfinite(largest) or max(largest, info.smallest_normal) * info.eps <= least:
+        limit, largest = share * size, float(modulus)
+        if not math.isfinite(largest) or _is_resolved(largest, x.dtype, _least(limit)):
             continue
         spacing = _spacing(x)
         lost = int((spacing > limit).sum())
