@@ -291,8 +291,10 @@ def test_variance_of_low_rank_falls_to_that_of_dense_noise() -> None:
     dense = float((13 * G.square().sum() / 20_000).sqrt())  # trace of |G|^2 I + g g'
     assert error[0] > error[1] > error[2] > error[3] > 0.97 * dense
     # the excess is of order 1 / r: Frobenius of all three extra terms, 2/r (4 + 3 + 1) |G|^2
+    # The seed is fixed: over 12 seeds the deviation of the ratio was 5 % for r = 1, 1 % for r = 16.
     for r, e in zip((1, 2, 4, 16), error):
-        assert e**2 / dense**2 == pytest.approx(1 + 2 / r * 8 / 13, rel=0.05)
+        rel = 0.02 if r == 16 else 0.05
+        assert e**2 / dense**2 == pytest.approx(1 + 2 / r * 8 / 13, rel=rel)
 
 
 # --- inner loops ----------------------------------------------------------------------------------
