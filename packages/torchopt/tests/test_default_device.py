@@ -111,3 +111,24 @@ def test_sobol_points_near_one_are_finite() -> None:
     with default_dtype(torch.bfloat16):
         z = Sobol(2).draw([torch.zeros(500, dtype=torch.float64)], seed=0, start=0, stop=40)[0]
     assert z.isfinite().all()
+
+
+def doubled(p: Tensor, batch: Any, scale: Tensor) -> Tensor:
+    return (p**4).sum() * scale * (2.0 if torch.empty(0).is_meta else 1.0)
+
+
+@pytest.mark.parametrize("execute", ["eager", "trace"])
+@pytest.mark.parametrize("keep", ["all", "steps", 1])
+def test_steps_are_computed_again_with_the_default_device_of_the_call(
+    keep: Any, execute: Any
+) -> None:
+    """torch.autograd.grad and backward() run without it."""
+    inner = torchopt.inner_loop(doubled, torchopt.sgd(0.01), steps=3, keep=keep, execute=execute)
+    slow = torchopt.inner_loop(doubled, torchopt.sgd(0.01), steps=3, keep="all")
+    scale = torch.ones((), requires_grad=True)
+    with torch.device("meta"):
+        result = inner(X, None, scale)
+        (got,) = torch.autograd.grad(result.params[0] + result.losses[-1], scale)
+    result = slow(X, None, 2 * scale)
+    (expected,) = torch.autograd.grad(result.params[0] + result.losses[-1], scale)
+    torch.testing.assert_close(got, expected)

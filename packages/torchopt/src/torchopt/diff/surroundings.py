@@ -45,7 +45,7 @@ from torchopt.diff.sealed import (
     may_exchange,
 )
 from torchopt.errors import NotDifferentiableError
-from torchopt.precision import with_autocast
+from torchopt.precision import default_device, with_autocast, with_default_device
 from torchopt.torch_internals import autocast_now
 
 __all__ = ["Surroundings", "fresh_buffers"]
@@ -192,7 +192,7 @@ class Surroundings:
         self._sources: list[Source] = []
         self._states: list[_ModuleState] = []
         self._elements: list[Elements] = []
-        self._autocast = autocast_now()
+        self._autocast, self._device = autocast_now(), default_device()
         self._fresh, self._counting, self._silent = True, False, False
         self._value: Tensor | None = None
         self._watched: list[tuple[str, Tensor, int]] = []
@@ -324,14 +324,14 @@ class Surroundings:
         """
         sources = [] if anew else self._sources
         held = self._states or self._slots or self._contents or self._elements
-        if sources or held or self._autocast != autocast_now():
+        if sources or held or (self._autocast, self._device) != (autocast_now(), default_device()):
             return self._replayed(sources, first=self._fresh and not anew)
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _replayed(self, sources: list[Source], *, first: bool) -> Iterator[None]:
         present = [source.get() for source in sources]
-        with contextlib.ExitStack() as stack:
+        with with_default_device(self._device), contextlib.ExitStack() as stack:
             for state in self._states:
                 stack.callback(state.put())
             stack.enter_context(with_autocast(self._autocast))

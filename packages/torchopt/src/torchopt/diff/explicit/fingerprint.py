@@ -38,7 +38,7 @@ from torchopt.diff.closure import (
     slot_names,
 )
 from torchopt.errors import NotTraceableError
-from torchopt.precision import with_autocast
+from torchopt.precision import default_device, with_autocast, with_default_device
 
 __all__ = [
     "Fingerprint",
@@ -160,7 +160,7 @@ def settings() -> tuple[Hashable, ...]:
         )
     return (
         torch.get_default_dtype(),
-        torch.empty(0).device,  # a tenth of the time of torch.get_default_device
+        default_device(),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
         autocast,
@@ -174,15 +174,16 @@ class Settings:
 
     def __init__(self) -> None:
         self._found, self._autocast = settings(), torch_internals.autocast_now()
+        self._device = default_device()
 
     @contextlib.contextmanager
     def restored(self, where: str, way_out: str) -> Iterator[None]:
-        """Return a context with the autocast of that moment.
+        """Return a context with the autocast and the default device of that moment.
 
         Raises:
             RuntimeError: Another setting has changed since.
         """
-        with with_autocast(self._autocast):
+        with with_autocast(self._autocast), with_default_device(self._device):
             if settings() != self._found:
                 raise RuntimeError(
                     f"{where}: expected the same settings of torch, such as the default dtype, in "
