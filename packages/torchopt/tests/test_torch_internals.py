@@ -49,6 +49,45 @@ def test_operations_on_lists_are_those_on_tensors() -> None:
     assert all(x._version == 2 for x in written)
 
 
+def test_forms_of_tensors_are_compared_as_a_whole() -> None:
+    first, second = torch.zeros(2, 2, requires_grad=True), torch.zeros(3)
+    alike = internals.same_forms([first, second])
+    leaked: list[torch.Tensor] = []
+    torch.func.grad(lambda x: leaked.append(x) or x.sum())(second)
+    assert alike([first, second])
+    assert alike([torch.ones(2, 2, requires_grad=True), torch.ones(3)])
+    others = {
+        "requires_grad": [first.detach(), second],
+        "shape": [first, torch.zeros(4)],
+        "dtype": [first, second.double()],
+        "device": [first, second.to("meta")],
+        "strides": [first, torch.zeros(6)[::2]],
+        "layout": [first, second.to_sparse()],
+        "negative bit": [first, torch.zeros(3, dtype=torch.cfloat).conj().imag],
+        "type": [torch.nn.Parameter(first.detach()), second],
+        "wrapper of a transform": [first, leaked[0]],
+        "inference": [first, torch.inference_mode()(torch.zeros)(3)],
+    }
+    assert [name for name, tensors in others.items() if alike(tensors)] == []
+    assert not internals.same_forms([second, torch.ones(3)])([second, second])
+    conjugate = torch.zeros(3, dtype=torch.cfloat)
+    assert not internals.same_forms([conjugate])([conjugate.conj()])
+    with torch.autocast("cpu"):
+        assert not alike([first, second])
+
+
+def test_the_default_device_is_known() -> None:
+    assert internals.default_device() == torch.get_default_device()
+    with torch.device("meta"):
+        assert internals.default_device() == torch.device("meta")
+    torch.set_default_device("meta")
+    try:
+        assert internals.default_device() == torch.device("meta")
+    finally:
+        torch.set_default_device(None)
+    assert internals.default_device() == torch.device("cpu")
+
+
 def test_tensors_whose_elements_overlap_are_known() -> None:
     x = torch.zeros(3, 2)
     assert not internals.overlaps_itself(x)

@@ -23,8 +23,8 @@ from torchopt.diff.closure import ATOMS, graph_of
 from torchopt.diff.explicit.call import DICTS
 from torchopt.diff.explicit.evaluation import Form, Prepared
 from torchopt.diff.explicit.fingerprint import Fingerprint, form_of, settings
+from torchopt.diff.explicit.given import Given, Pattern
 from torchopt.diff.explicit.reached import Reached
-from torchopt.diff.explicit.repeated import Given
 from torchopt.diff.explicit.trace import Program, Words, make_trace, traced
 from torchopt.diff.surroundings import Surroundings
 from torchopt.diff.twice_differentiable import TwiceDifferentiable
@@ -106,7 +106,7 @@ def compile(  # noqa: A001 - the word of the field
             watched.popitem(last=False)
         return found[0].now(), found[1]
 
-    known: list[tuple[Any, Fingerprint, Prepared]] = []
+    known: list[tuple[Pattern, Fingerprint, Prepared]] = []
 
     def fast(*args: Any, **kwargs: Any) -> Any:
         call = Given.of((args, kwargs), {})
@@ -173,18 +173,19 @@ def _called(
     if program.form.inside:
         _require_apart({id(x): x for x in (*tensors, *held)})
     found = Prepared(program, reached.tensors, wanted, WORDS)
-    if call is not None and len(tensors) == len(call.tensors):  # all distinct, and none is held
-        known[:] = [(call.key, reached, found), *known[: MOST - 1]]
+    if call is not None and call.forms is not None and len(tensors) == len(call.tensors):
+        # They are all distinct, and none is held.
+        known[:] = [(Pattern(call), reached, found), *known[: MOST - 1]]
     return found(tensors)
 
 
 def _repeated(
-    known: list[tuple[Any, Fingerprint, Prepared]], call: Given, reached: Fingerprint
+    known: list[tuple[Pattern, Fingerprint, Prepared]], call: Given, reached: Fingerprint
 ) -> Prepared | None:
     """Return what the call of an earlier call can use, if it only has other values."""
     if known[0][1] is not reached:  # what the function reached before does not stay alive
         known[:] = [x for x in known if x[1] is reached]
-    found = next((x for key, r, x in list(known) if r is reached and key == call.key), None)
+    found = next((x for like, r, x in list(known) if r is reached and like.matches(call)), None)
     if found is None:
         return None
     ids = {id(x): x for x in (*call.tensors, *found.leaves)}

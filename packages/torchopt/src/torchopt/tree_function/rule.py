@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from torchopt.errors import NotDifferentiableError
 from torchopt.precision import without_autocast
-from torchopt.torch_internals import count_forward_modes, in_forward_mode, is_transforming
+from torchopt.torch_internals import (
+    count_forward_modes,
+    in_forward_mode,
+    is_batched_by_old_vmap,
+    is_traced,
+    is_transforming,
+    is_wrapped,
+)
 from torchopt.tree import is_smooth
 from torchopt.tree_function.lists import require_entries
 from torchopt.tree_function.modes import Tensors, forward_modes, over_batched, values
@@ -300,6 +308,8 @@ class _SweepFunction(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         inputs = ctx.saved_tensors
         given = [i for i, c in enumerate(cotangents) if c is not None]
+        if not any(is_batched_by_old_vmap(c) for c in cotangents if c is not None):
+            return (None, *ctx.sweep.pull_back(inputs, cotangents))
 
         def pulled(*present: Tensor) -> Tensors:
             every: list[Tensor | None] = [None] * len(cotangents)
@@ -316,7 +326,14 @@ class _SweepFunction(torch.autograd.Function):
         return (None, *out)
 
 
+# What `Function.apply` calls after it has looked for wrappers of transforms.
+_apply_plain: Callable[..., Tensors] = getattr(
+    super(torch.autograd.Function, _SweepFunction), "apply", _SweepFunction.apply
+)
+
+
 def apply_sweep(sweep: Sweep, *inputs: Tensor) -> Tensors:
     """Return the outputs of `sweep`, differentiable to any order."""
-    outputs: Tensors = _SweepFunction.apply(sweep, *inputs)  # type: ignore[no-untyped-call]
+    plain = not (is_transforming() or is_traced() or any(map(is_wrapped, inputs)))
+    outputs: Tensors = (_apply_plain if plain else _SweepFunction.apply)(sweep, *inputs)
     return outputs

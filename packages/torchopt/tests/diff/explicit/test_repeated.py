@@ -204,6 +204,46 @@ def test_another_form_is_no_repetition(change: str, count: Callable[[], int]) ->
     assert_same(fast, slow, arguments(2), hypers)  # the first form again
 
 
+@pytest.mark.parametrize("change", ["parameters", "one tensor twice"])
+def test_tensors_of_the_same_forms_are_repeated(change: str, count: Callable[[], int]) -> None:
+    fast, slow = both(torchopt.sgd)
+    for _ in range(2):
+        assert_same(fast, slow, arguments(0), {"lr": 0.1})
+    before = count()
+    params, batch, scale = arguments(1)
+    if change == "parameters":
+        params = {k: torch.nn.Parameter(x.detach()) for k, x in params.items()}
+    else:
+        scale = params["b"]
+    gradients(fast, [params, batch, scale], {"lr": 0.1})
+    assert count() == before
+    assert_same(fast, slow, [params, batch, scale], {"lr": 0.1})
+
+
+@pytest.mark.parametrize("what", ["the default dtype", "a hook of all modules", "grad mode"])
+def test_settings_of_torch_are_compared(what: str, count: Callable[[], int]) -> None:
+    fast, slow = both(torchopt.sgd)
+    for _ in range(2):
+        assert_same(fast, slow, arguments(0), {"lr": 0.1})
+    before = count()
+    if what == "the default dtype":
+        torch.set_default_dtype(torch.float64)
+        try:
+            fast(*arguments(0), lr=0.1)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    elif what == "grad mode":
+        with torch.no_grad():
+            assert not fast(*arguments(0), lr=0.1).losses.requires_grad
+    else:
+        handle = torch.nn.modules.module.register_module_forward_hook(lambda *given: None)
+        fast(*arguments(0), lr=0.1)
+        handle.remove()
+    assert count() == before + 1
+    fast(*arguments(0), lr=0.1)
+    assert count() == before + 1
+
+
 def test_fewer_differentiated_arguments_are_another_form(count: Callable[[], int]) -> None:
     fast, slow = both(torchopt.sgd)
     for _ in range(2):

@@ -38,7 +38,7 @@ from torchopt.diff.closure import (
     slot_names,
 )
 from torchopt.errors import NotTraceableError
-from torchopt.precision import default_device, with_autocast, with_default_device
+from torchopt.precision import with_autocast, with_default_device
 
 __all__ = [
     "Fingerprint",
@@ -160,7 +160,7 @@ def settings() -> tuple[Hashable, ...]:
         )
     return (
         torch.get_default_dtype(),
-        default_device(),
+        torch_internals.default_device(),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
         autocast,
@@ -174,7 +174,7 @@ class Settings:
 
     def __init__(self) -> None:
         self._found, self._autocast = settings(), torch_internals.autocast_now()
-        self._device = default_device()
+        self._device = torch_internals.default_device()
 
     @contextlib.contextmanager
     def restored(self, where: str, way_out: str) -> Iterator[None]:

@@ -17,8 +17,9 @@ from torchopt.diff.explicit.blocks import find_blocks
 from torchopt.diff.explicit.call import Call, make_inputs
 from torchopt.diff.explicit.checks import batches_of, explain_arguments, require_count
 from torchopt.diff.explicit.dispatch import run_call
+from torchopt.diff.explicit.given import Given
 from torchopt.diff.explicit.options import TRACED, require_options
-from torchopt.diff.explicit.repeated import Given, Repetitions
+from torchopt.diff.explicit.repeated import Repetitions
 from torchopt.diff.explicit.stepper import Memory
 from torchopt.diff.explicit.tasks import task_count
 from torchopt.diff.explicit.trail import FOLLOWING
@@ -185,7 +186,8 @@ class Explicit(Engine):
             known = given and self._repetitions.find(given, self._memory, self.loss)
             if given and known and known.is_direct:
                 return InnerResult(*known.result(given.tensors))
-        repeats: list[Any] | None = [] if given and known is None else None
+        repeatable = given and known is None and given.forms is not None
+        repeats: list[Any] | None = [] if repeatable else None
         call = self._call(params, batch, meta, batches, state, hypers, repeats)
         form, outputs = call.params.spec, run_call(call, self.keep, self.execute, self.unroll)
         if given and repeats:

@@ -135,6 +135,9 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
             attributes += ((found, name) for name in slot_names(type(found)))
 
     tables = list({id(x): x for x in tables}.values())
+    tables_of_places, names = [list(x) for x in zip(*places)] or ([], [])
+    holders, attributes_of = [list(x) for x in zip(*attributes)] or ([], [])
+    nothing = [None] * len(attributes)
     keys = [*tables, *classes.values(), *lists]
 
     def read() -> list[Any]:
@@ -144,8 +147,8 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
             *chain.from_iterable(map(dict.values, tables)),
             *chain.from_iterable(x.values() for x in classes.values()),
             *(x() for x in references),
-            *(table.get(name) for table, name in places),
-            *(getattr(x, name, None) for x, name in attributes),
+            *map(dict.get, tables_of_places, names),
+            *map(getattr, holders, attributes_of, nothing),
             *map(type, visited),
         ]
 

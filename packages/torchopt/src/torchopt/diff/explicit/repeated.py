@@ -17,77 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.closure import ATOMS
-from torchopt.diff.explicit.call import DICTS, Call
-from torchopt.diff.explicit.fingerprint import Fingerprint, Settings, form_of, settings
+from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.fingerprint import Fingerprint, Settings, form_of
 from torchopt.diff.explicit.forms import WAY_OUT, WHERE, Form, distinct_tensors, is_count
+from torchopt.diff.explicit.given import Given, Pattern
 from torchopt.diff.explicit.packing import Packing
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.step import Carry
-from torchopt.diff.explicit.stepper import Memory, Stepper, key_of
+from torchopt.diff.explicit.stepper import Memory, Stepper
 from torchopt.diff.explicit.straight import Caller, chained, pulled_through, require_unchanged
 from torchopt.diff.explicit.taken import inputs_of
 from torchopt.diff.explicit.trace import Program, versions
 from torchopt.diff.explicit.traced_start import Started
 from torchopt.diff.explicit.unrolled import Outputs
-from torchopt.torch_internals import in_forward_mode, is_traced
-from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
-from torchopt.tree_function import PLAIN, apply_sweep, is_transforming
+from torchopt.tree import is_smooth, tree_unflatten
+from torchopt.tree_function import apply_sweep, is_transforming
 
-__all__ = ["Given", "Repeated", "Repetitions", "is_repeatable"]
+__all__ = ["Repeated", "Repetitions", "is_repeatable"]
 
 MOST = 8  # forms of calls that an inner loop repeats
-CONTAINERS = (*DICTS, list, tuple)
-
-
-@dataclass(frozen=True)
-class Given:
-    """The arguments of a call.
-
-    Attributes:
-        tensors: The tensors among them, without those of the optimizer.
-        hypers: The arguments for the constructor of the optimizer.
-        key: Everything else that decides what the call does, besides what loss and optimizer reach.
-    """
-
-    tensors: list[Tensor]
-    hypers: dict[str, Any]
-    key: tuple[Any, ...]
-
-    @staticmethod
-    def of(trees: tuple[Any, ...], hypers: dict[str, Any]) -> Given | None:
-        """Return the arguments of a call; None if it cannot be repeated."""
-        if is_transforming() or in_forward_mode() or is_traced():
-            return None
-        leaves, spec = tree_flatten(trees, none_is_leaf=True)
-        forms, orders, of_hypers = list(map(_form, leaves)), _order(trees), key_of(hypers)
-        if None in forms or orders is None or of_hypers is None:
-            return None
-        tensors = [x for x in leaves if isinstance(x, Tensor)]
-        graded = torch.is_grad_enabled()
-        return Given(tensors, hypers, (graded, forms, spec, orders, of_hypers, settings()))
-
-
-def _form(x: Any) -> tuple[Any, ...] | None:
-    """Return what a program depends on besides the values of a tensor; None: it is not known."""
-    if type(x) in PLAIN:
-        if x.layout is not torch.strided or x.is_neg() or x.is_conj():
-            return None
-        return x.shape, x.dtype, x.device, x.requires_grad, x.stride()
-    return (type(x), repr(x)) if isinstance(x, ATOMS) else None
-
-
-def _order(tree: Any) -> Any:
-    """Return the orders of the dicts in a tree; None if it may hold others."""
-    kind = type(tree)
-    if kind in PLAIN or kind in ATOMS:
-        return ()
-    if kind not in CONTAINERS:
-        return None
-    inner = [_order(x) for x in (tree.values() if kind in DICTS else tree) if type(x) not in PLAIN]
-    if None in inner:
-        return None
-    return tuple(tree) if kind in DICTS else (), inner
 
 
 def is_repeatable(program: Program) -> bool:
@@ -331,7 +279,7 @@ class Repetitions:
         if now.key != then.key or any(map(operator.is_not, now.tensors, then.tensors)):
             return  # something was changed during the run
         forms = list(map(form_of, own.tensors))
-        known = _Known(given.key, given.hypers, loss, stepper, own, forms, found)
+        known = _Known(Pattern(given), loss, stepper, own, forms, found)
         self._known = (known, *self._known[: MOST - 1])
 
 
@@ -340,8 +288,7 @@ class _Known:
     """A call that may be repeated, and what repetitions have in common with it.
 
     Attributes:
-        key: See `Given`.
-        hypers: See `Given`; the key has the identities of the tensors in it.
+        pattern: Its arguments.
         loss: What the loss reaches.
         stepper: The optimizer.
         own: What the optimizer reaches.
@@ -349,8 +296,7 @@ class _Known:
         call: The call.
     """
 
-    key: tuple[Any, ...]
-    hypers: dict[str, Any]
+    pattern: Pattern
     loss: Fingerprint
     stepper: Stepper
     own: Fingerprint
@@ -359,7 +305,7 @@ class _Known:
 
     def is_repeated_by(self, given: Given, loss: Fingerprint) -> bool:
         """Return whether a call with these arguments and this loss is a repetition."""
-        if self.loss is not loss or self.key != given.key:
+        if self.loss is not loss or not self.pattern.matches(given):
             return False
         # What torchopt makes from the same arguments changes only with the tensors among them.
         same = self.stepper.is_given or self.stepper.now() is self.own
