@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import weakref
@@ -250,6 +251,16 @@ def test_every_engine_can_be_checked(name):
     )
     gradient(inner)
     assert len(inner.report.checks) == 1
+
+
+@pytest.mark.parametrize("engine", [Explicit(), Implicit(), sampled(20)])
+def test_a_problem_keeps_the_tasks_and_the_check_of_its_engine(engine):
+    check, other = Verify(Implicit(), 1.0, 1e-6), Verify(Explicit(), 0.5, 1e-3)
+    made = dataclasses.replace(engine, tasks=(None, None, 0), verify=check)
+    kept = made.over(loss, torchopt.sgd(0.5), steps=2)
+    assert (kept.tasks, kept.verify) == ((None, None, 0), check)
+    given = made.over(loss, torchopt.sgd(0.5), steps=2, tasks=(0, None, 0), verify=other)
+    assert (given.tasks, given.verify) == ((0, None, 0), other)
 
 
 def test_a_zero_order_loop_is_checked_by_the_explicit_one():

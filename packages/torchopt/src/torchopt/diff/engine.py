@@ -57,8 +57,8 @@ class Engine(Described, ABC):
             optimizer: A constructor or a transformation.
             steps: The number of steps, >= 1.
             tasks: The dimension that counts tasks, for params, batch and each further argument;
-                None: one task.
-            verify: A `torchopt.diff.Verify`, or None.
+                None: those of this engine.
+            verify: A `torchopt.diff.Verify`; None: that of this engine.
 
         Returns:
             A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns
@@ -87,7 +87,12 @@ class Engine(Described, ABC):
             )
         made: Any = self
         found: Self = dataclasses.replace(
-            made, loss=loss, optimizer=optimizer, steps=steps, tasks=tasks, verify=verify
+            made,
+            loss=loss,
+            optimizer=optimizer,
+            steps=steps,
+            tasks=self.tasks if tasks is None else tasks,
+            verify=self.verify if verify is None else verify,
         )
         return found
 
