@@ -218,18 +218,18 @@ def tests_of(
 ) -> list[str]:
     """Return the tests that run a line, the fastest first, up to a total of `budget` seconds.
 
-    A line that runs at import counts as run by all tests of that file, and by those of the tools,
-    which look at signatures; in a file of which no test runs a line, by all tests.
+    A line that runs at import counts as run by all tests: first by those that run a line of the
+    file and those of the tools, which look at signatures, then by the others.
     """
     source = (ROOT / file).read_text()
     inside = is_in_function(source, line)
     numbers = statement_at(source, line) if inside else lines[file]
     names = {name for number in numbers for name in lines[file].get(number, ())}
-    if not inside:
-        names = names | {n for n in seconds if n.startswith("tools/")} if names else set(seconds)
+    names |= set() if inside else {name for name in seconds if name.startswith("tools/")}
     chosen: list[str] = []
     left = budget
-    for name in sorted(names, key=lambda name: (seconds[name], name)):
+    tried = names if inside else seconds
+    for name in sorted(tried, key=lambda name: (name not in names, seconds[name], name)):
         left -= seconds[name]
         if chosen and left < 0:
             break
