@@ -125,7 +125,8 @@ class Rule(LeafRule):
         if "count" in self.State._fields:
             fields["count"] = zero_counts(params)
         if "t" in self.State._fields:
-            fields["t"] = _after(fields["count"]) if _is_followed() and params else 1
+            followed = torch.compiler.is_compiling() or in_vmap()
+            fields["t"] = _after(fields["count"]) if followed and params else 1
         return self.State(**fields)
 
     def complete(self, state: Any) -> Any:
@@ -142,7 +143,8 @@ class Rule(LeafRule):
         if "count" in self.leaf_fields:
             new["count"] = counts = increment(state.count)
         if "t" in state._fields:
-            new["t"] = _after(counts) if _is_followed() and counts else state.t + 1
+            # torch.compile would compile again for the next int, and vmap cannot return one.
+            new["t"] = _after(counts) if counts and (is_traced() or in_vmap()) else state.t + 1
         shared = [getattr(state, name) for name in self.shared]
         for name, values in zip(self.shared, self.follow(counts, shared)):
             new[name] = values
@@ -213,14 +215,6 @@ class Rule(LeafRule):
             x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
             for x in self.coefficients(k, *shared)
         )
-
-
-def _is_followed() -> bool:
-    """Return whether a number cannot stand for a count.
-
-    torch.compile would compile again for the next one, and vmap cannot return it.
-    """
-    return is_traced() or in_vmap()
 
 
 def _after(counts: Sequence[Tensor]) -> Tensor:
