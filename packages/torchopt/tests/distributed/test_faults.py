@@ -168,7 +168,7 @@ def test_sub_groups_name_ranks_as_the_world_does(made):
 
 
 def spawning_and_ended(folder: Path, how: signal.Signals, forks: bool) -> tuple[bool, bool]:
-    """Return whether the workers and the folder are gone a second after their spawner ended."""
+    """Return whether the workers and the folder go long before anything else would end them."""
     with started(programs.spawning, [(str(folder), forks)]) as (parent,):
         alive = [folder / f"alive.{rank}" for rank in range(3)]
         forked = [folder / "forked"] if forks else []
@@ -177,8 +177,8 @@ def spawning_and_ended(folder: Path, how: signal.Signals, forks: bool) -> tuple[
         finally:
             os.kill(parent.pid, how)
         pids = [int(path.read_text()) for path in alive]
-        are_gone = waited(lambda: not any(map(runs, pids)), 1.0)
-        is_removed = waited(lambda: not list(folder.glob("torchopt-*")), 1.0)
+        are_gone = waited(lambda: not any(map(runs, pids)), programs.PATIENCE / 4)
+        is_removed = waited(lambda: not list(folder.glob("torchopt-*")), programs.PATIENCE / 4)
         for path in forked:
             assert runs(int(path.read_text()))
             os.kill(int(path.read_text()), signal.SIGKILL)
