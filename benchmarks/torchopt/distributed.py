@@ -143,7 +143,6 @@ def timed(setting: Setting, step: Callable[[], dict[str, float]]) -> list[dict[s
     return rows
 
 
-@todist.auto_init_rpc()
 def run_sequential(setting: Setting) -> dict[str, Any]:
     """A loop over tasks, and the numbers of the model that need one process."""
     problem = Problem(setting)
