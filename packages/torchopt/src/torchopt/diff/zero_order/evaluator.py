@@ -68,10 +68,11 @@ class Points:
 
         The groups of the places of some rows follow one another.
         """
-        most = max(LEAST_ROWS, ENTRIES // max(1, self.entries + extra))
+        within = ENTRIES // max(1, self.entries + extra)
+        most = max(LEAST_ROWS, within)
         if self.most is not None:
             most = min(most, self.most)
-        if self.count * self.each <= min(most, LEAST_ROWS, ENTRIES // max(1, self.entries + extra)):
+        if self.count * self.each <= min(most, LEAST_ROWS, within):
             yield self.make(0, self.count, range(self.each))
             return
         rows = -(-self.count // -(-self.count // max(1, most)))
