@@ -74,6 +74,7 @@ EXCHANGED = frozenset(
     }
 )
 LOOKED_AT = EXCHANGED | {"apply", "autograd", "no_grad", "set_grad_enabled", "inference_mode"}
+LOOKED_AT |= {"checkpoint"}
 # Names that can reach, change or create something besides the arguments.
 DOUBTFUL = {"nn", "Parameter", "autograd", "backward", "out", "inplace", "data", "ops", "utils"}
 DRAWS = {"multinomial", "bernoulli"}  # methods; the others are functions or in place

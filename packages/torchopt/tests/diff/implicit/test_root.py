@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.utils.checkpoint import checkpoint
 
 import torchopt
 from torchopt.diff.implicit import (
@@ -627,3 +628,31 @@ def test_a_batch_without_entries_has_none_or_is_refused_by_solvers(name):
                 call()
         else:
             assert call().shape == (0, 3)
+
+
+@pytest.mark.parametrize("spelled", ["by name", "renamed", "in torch"])
+def test_a_checkpoint_in_the_optimality_has_all_derivatives(spelled: str) -> None:
+    """They are taken in transforms of torch.func, where torch refuses checkpoints."""
+    again = checkpoint
+
+    def cubic(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x**3 - t
+
+    functions = {
+        "by name": lambda x, t: checkpoint(cubic, x, t, use_reentrant=False),
+        "renamed": lambda x, t: again(cubic, x, t, use_reentrant=False),
+        "in torch": lambda x, t: torch.utils.checkpoint.checkpoint(
+            lambda x, t: x**3 - t, x, t, use_reentrant=False
+        ),
+    }
+    f = functions[spelled]
+    solve = custom_root(f, argnums=1)(lambda x, theta: theta ** (1 / 3))
+    x0 = torch.ones(2, dtype=torch.float64)
+    theta = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(solve(x0, theta).sum(), theta, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), theta)
+    t = theta.detach()
+    torch.testing.assert_close(first.detach(), t ** (-2 / 3) / 3)
+    torch.testing.assert_close(second, -2 * t ** (-5 / 3) / 9)
+    both = torch.func.vmap(torch.func.grad(lambda t: solve(x0, t).sum()))(torch.stack([t, 2 * t]))
+    torch.testing.assert_close(both[1], (2 * t) ** (-2 / 3) / 3)
