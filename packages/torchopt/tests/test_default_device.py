@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 import torchopt
-from torchopt.diff.zero_order import Directions, Guided, Orthogonal, Sobol, Sphere, ZeroOrder
+from torchopt.diff.zero_order import (
+    Directions,
+    Guided,
+    Orthogonal,
+    Rademacher,
+    Sobol,
+    Sphere,
+    ZeroOrder,
+)
 from torchopt.diff.zero_order.unrolled import InnerLoop, full_es
 from torchopt.optimizers.learned import lstm_weights, mlp_weights
 from torchopt.params import check_second_order
@@ -132,3 +140,44 @@ def test_steps_are_computed_again_with_the_default_device_of_the_call(
     result = slow(X, None, 2 * scale)
     (expected,) = torch.autograd.grad(result.params[0] + result.losses[-1], scale)
     torch.testing.assert_close(got, expected)
+
+
+MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "device": lambda: torch.device("meta"),
+    "dtype": lambda: default_dtype(torch.float64),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+def factor() -> float:
+    """Return 2 in one of these modes, else 1."""
+    made = torch.empty(0)
+    special = made.is_meta or made.dtype == torch.float64 or torch.is_autocast_enabled("cpu")
+    return 2.0 if special else 1.0
+
+
+@pytest.mark.parametrize("keep", ["all", "steps", 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_steps_are_computed_again_in_the_modes_of_the_call(mode: str, keep: Any) -> None:
+    def loss(p: Tensor, batch: Any, scale: Tensor) -> Tensor:
+        return (p**4).sum() * scale * factor()
+
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.01), steps=3, keep=keep)
+    scale = torch.ones((), requires_grad=True)
+    with MODES[mode]():
+        result = inner(X, None, scale)
+    (got,) = torch.autograd.grad(result.params[0] + result.losses[-1], scale)
+    result = inner(X, None, 2 * scale)
+    (expected,) = torch.autograd.grad(result.params[0] + result.losses[-1], scale)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_estimates_are_computed_in_the_modes_of_the_call(mode: str, vectorized: bool) -> None:
+    """An estimate for a linear function of one number by a sign is exact."""
+    engine = ZeroOrder(Rademacher(), "antithetic", sigma=0.5, vectorized=vectorized)
+    x = torch.ones((), requires_grad=True)
+    with MODES[mode]():
+        y = engine(lambda x: x * factor())(x)
+    assert torch.autograd.grad(y, x) == (2.0,)

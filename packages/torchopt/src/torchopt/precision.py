@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import filterfalse
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torchopt.torch_internals import (
 )
 
 __all__ = [
+    "Modes",
     "as_computed",
     "as_given",
     "dense",
@@ -140,6 +141,36 @@ def with_autocast(settings: dict[str, dict[str, Any]]) -> Iterator[None]:
 def with_default_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Return a context with this default device, which backward passes do not have."""
     return contextlib.nullcontext() if default_device() == device else device
+
+
+class Modes(NamedTuple):
+    """The modes of torch in which a function ran, for when it runs again.
+
+    A backward pass has neither the autocast nor the default device of the forward pass.
+    """
+
+    autocast: dict[str, dict[str, Any]]
+    device: torch.device
+    dtype: torch.dtype
+
+    @staticmethod
+    def now() -> Modes:
+        """Return the present modes."""
+        return Modes(autocast_now(), default_device(), torch.get_default_dtype())
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Return a context with these modes."""
+        present = torch.get_default_dtype()
+        with with_default_device(self.device), with_autocast(self.autocast):
+            if self.dtype is present:  # it is that of all threads, so it is left alone
+                yield
+                return
+            torch.set_default_dtype(self.dtype)
+            try:
+                yield
+            finally:
+                torch.set_default_dtype(present)
 
 
 def autocast_devices() -> list[str]:

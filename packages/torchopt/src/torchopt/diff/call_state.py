@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchopt.diff.closure import captured
 from torchopt.diff.places import Slot, Source, is_number, slots, sources
 from torchopt.errors import NotDifferentiableError
+from torchopt.precision import Modes
 from torchopt.torch_internals import foreach_copy_, is_wrapped
 from torchopt.tree_function import PLAIN
 
@@ -100,6 +101,7 @@ class CallState:
         self.slots: list[Slot] = []
         self.small, self.large = _Small(), list[_Large]()
         self.sources: list[Source] = []
+        self._modes = Modes.now()
         room = COPIED
         reached = captured(function, object) if reached is None else reached
         found = itertools.chain(reached, (("an argument", x) for x in more))
@@ -143,7 +145,10 @@ class CallState:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Restore the current state on exit, also after an exception."""
+        """Restore the current state on exit, also after an exception.
+
+        Inside, torch has the modes that it had when the call began.
+        """
         now = [(slot, slot.read()) for slot in self.slots]
         small = self.small.read()
         kept = [
@@ -153,7 +158,8 @@ class CallState:
         ]
         states = [(source, source.get()) for source in self.sources]
         try:
-            yield
+            with self._modes.entered():
+                yield
         finally:
             for slot, value in now:
                 slot.write(value)

@@ -45,8 +45,7 @@ from torchopt.diff.sealed import (
     may_exchange,
 )
 from torchopt.errors import NotDifferentiableError
-from torchopt.precision import with_autocast, with_default_device
-from torchopt.torch_internals import autocast_now, default_device
+from torchopt.precision import Modes
 
 __all__ = ["Surroundings", "fresh_buffers"]
 
@@ -192,7 +191,7 @@ class Surroundings:
         self._sources: list[Source] = []
         self._states: list[_ModuleState] = []
         self._elements: list[Elements] = []
-        self._autocast, self._device = autocast_now(), default_device()
+        self._modes = Modes.now()
         self._fresh, self._counting, self._silent = True, False, False
         self._value: Tensor | None = None
         self._watched: list[tuple[str, Tensor, int]] = []
@@ -324,17 +323,16 @@ class Surroundings:
         """
         sources = [] if anew else self._sources
         held = self._states or self._slots or self._contents or self._elements
-        if sources or held or (self._autocast, self._device) != (autocast_now(), default_device()):
+        if sources or held or self._modes != Modes.now():
             return self._replayed(sources, first=self._fresh and not anew)
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _replayed(self, sources: list[Source], *, first: bool) -> Iterator[None]:
         present = [source.get() for source in sources]
-        with with_default_device(self._device), contextlib.ExitStack() as stack:
+        with self._modes.entered(), contextlib.ExitStack() as stack:
             for state in self._states:
                 stack.callback(state.put())
-            stack.enter_context(with_autocast(self._autocast))
             for elements in self._elements:
                 if id(elements.holder) not in self._constant:
                     stack.callback(elements.put(always=self._silent))
