@@ -405,6 +405,27 @@ def test_half_precision_has_no_digits_for_differences() -> None:
 
 
 @pytest.mark.parametrize("gradients", [2, 4])
+def test_the_length_is_that_for_the_parameter_with_the_fewest_digits(gradients: int) -> None:
+    """For w^4 / 4 with w = 1 and a step of 0.1, dw'/dw = 1 - 0.3, whatever comes first."""
+    derivative = Differences(gradients=gradients)
+
+    def loss(w: Any, batch: Any) -> Tensor:
+        return (w[0] ** 4 / 4).sum().double() + (w[1] ** 4 / 4).sum().double()
+
+    def slopes(*dtypes: torch.dtype) -> list[float]:
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=1, derivative=derivative)
+        w = [torch.ones(3, dtype=x, requires_grad=True) for x in dtypes]
+        found = torch.autograd.grad([x.sum() for x in inner(w).params], w)
+        return [float(g[0]) for g in found]
+
+    both = (torch.float64, torch.float32)
+    assert slopes(*both) == pytest.approx([0.7, 0.7], rel=2e-4)
+    assert slopes(*both[::-1]) == pytest.approx([0.7, 0.7], rel=2e-4)
+    with pytest.raises(NotDifferentiableError, match="float32"):
+        slopes(torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("gradients", [2, 4])
 def test_a_product_is_that_with_the_hessian_and_its_error_is_judged(gradients):
     """The gradient of sum(w^4) / 4 is w^3: along d it changes by 3 w^2 d."""
     w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)

@@ -141,6 +141,21 @@ def test_an_update_does_not_run_under_the_autocast_of_its_caller(name: str) -> N
         assert all(map(torch.equal, got, expected))
 
 
+def test_the_derivative_of_a_product_of_matrices_does_not_run_under_autocast() -> None:
+    """The steps of Muon are computed again in the backward pass."""
+    generator = torch.Generator().manual_seed(3)
+    g = torch.randn(20, 16, generator=generator, requires_grad=True)
+    weight = torch.randn(20, 16, generator=generator)
+
+    def derivative(enabled: bool) -> Tensor:
+        optimizer = torchopt.muon(0.1)
+        updates, _ = optimizer.update((g,), optimizer.init((g,)), params=(g,), inplace=False)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            return torch.autograd.grad((updates[0] * weight).sum(), g)[0]
+
+    torch.testing.assert_close(derivative(True), derivative(False), rtol=0, atol=0)
+
+
 SCALES = {
     torch.float32: (1e-20, 1e-10, 1.0, 1e10, 1e20),
     torch.bfloat16: (1e-20, 1.0, 1e20),

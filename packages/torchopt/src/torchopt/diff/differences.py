@@ -53,7 +53,7 @@ class Differences:
     gradient of the loss must be smooth along the displacement. A kink, such as that of ReLU, causes
     an error, which the estimate below shows.
 
-    The length of the displacement is h = eps^p (1 + |theta|), with eps of the dtype of the
+    The length of the displacement is h = eps^p (1 + |theta|), with the largest eps of the
     parameters and p = 1/3 for two gradients, 1/5 for four. Then the errors of the formula (h^2,
     h^4) and of rounding (eps / h) are about the same: relative errors of about 1e-10 and 1e-12 in
     float64, 1e-4 and 1e-5 in float32.
@@ -159,7 +159,8 @@ class Differences:
         along = [d for d in direction if d is not None]
         size = _norms(along, tasks)
         moved = [at[i].detach() for i in where]
-        length = self.length(moved[0].dtype) * (1 + _norms(moved, tasks))
+        relative = max(self.length(x.dtype) for x in moved)  # for the fewest digits
+        length = relative * (1 + _norms(moved, tasks))
         units = [_scaled(d, torch.where(size > 0, 1 / size, 0)) for d in along]
 
         def ends(factor: int) -> tuple[tuple[Tensor, Sequence[Tensor | None]], ...]:

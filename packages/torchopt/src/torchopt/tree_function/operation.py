@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchopt.precision import without_autocast
 from torchopt.torch_internals import (
     any_watched,
     entries_of_batch,
@@ -101,8 +102,9 @@ class Operation:
             def bound(*variables: Tensor) -> Tensors:
                 return self.reference(*variables, *tensors[n + m :])
 
-            _, pull = linearize(bound, *tensors[:n])
-            return tuple(pull(tuple(tensors[n : n + m])))
+            with without_autocast():  # as in the step, wherever its derivative is taken
+                _, pull = linearize(bound, *tensors[:n])
+                return tuple(pull(tuple(tensors[n : n + m])))
 
         if kernel is None:
             return vjp_reference(*inputs, *present, *constants)
