@@ -293,12 +293,12 @@ class Surroundings:
         """Return the current states of the random generators of torch."""
         return [x for source in self._sources if isinstance(x := source.get(), Tensor)]
 
-    def moved_outside_torch(self) -> bool:
-        """Return whether a generator of `random` or numpy has moved since."""
+    def have_moved(self, *, outside: bool = False) -> bool:
+        """Return whether a random generator has moved since; `outside`: one that is not torch's."""
         return any(
             not source.is_at(source.get())
             for source in self._sources
-            if not isinstance(source.state, Tensor)
+            if not (outside and isinstance(source.state, Tensor))
         )
 
     def freeze(self, function: Callable[..., Any]) -> Callable[..., Any]:

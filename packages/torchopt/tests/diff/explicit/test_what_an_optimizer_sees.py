@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from unrolled_loops import unrolled
 
 import torchopt
 from torchopt import schedule
+from torchopt.diff import Explicit, Verify
 from torchopt.diff.explicit import trace
 
 X = torch.tensor([1.0, 2.0], dtype=torch.float64)
@@ -173,3 +175,53 @@ def test_a_loss_that_holds_another_value_is_not_traced_for_the_run(
     held[0] = 1.5
     (got,) = torch.autograd.grad(inner(w).sum(), w)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+WIDE = torch.linspace(0.5, 1.5, 8, dtype=torch.float64)
+
+
+def from_a_draw(rate: Tensor) -> Any:
+    """Return descent with a velocity that starts at random multiples of the parameters."""
+
+    def init(params: Tensor) -> Tensor:
+        return torch.rand_like(params, requires_grad=False) * params
+
+    def update(grads: Any, state: Any, *, params: Any = None, inplace: bool = True) -> Any:
+        state = 0.9 * state + grads
+        return -rate * state, state
+
+    return torchopt.base.GradientTransformation(init, update)
+
+
+def dropped(w: Tensor, x: Tensor) -> Tensor:
+    return (nn.functional.dropout(w - x / 2, 0.5) ** 4).sum()
+
+
+def run_from_a_draw(options: dict[str, Any] | None) -> list[Tensor]:
+    """Return losses, the next random numbers, and gradients; None: of the loop by hand."""
+    torch.manual_seed(0)
+    rate = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    w = WIDE.clone().requires_grad_()
+    if options is None:
+        params, losses, _ = unrolled(dropped, from_a_draw(rate), w, [WIDE] * 4)
+    else:
+        inner = torchopt.inner_loop(dropped, from_a_draw(rate), steps=4, **options)
+        params, _, losses, _ = inner(w, WIDE)
+    drawn = torch.rand(2)
+    return [losses, drawn, *torch.autograd.grad(params.sum() + losses.sum(), (w, rate))]
+
+
+@pytest.mark.filterwarnings("ignore:inner_loop. derivative=.forward.:UserWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        *WAYS,
+        *({"derivative": x, "keep": "1MiB"} for x in ("reverse", "mixed", "forward")),
+        {"derivative": "forward", "execute": "trace"},
+        {"verify": Verify(Explicit(derivative="mixed"), rate=1.0, limit=1e-12)},
+    ],
+    ids=lambda x: "-".join(map(str, x.values()))[:40],
+)
+def test_numbers_drawn_at_the_start_are_not_those_of_the_first_step(options: Any) -> None:
+    for got, expected in zip(run_from_a_draw(options), run_from_a_draw(None)):
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)

@@ -138,8 +138,10 @@ def _measured(call: Call, step: int) -> _Cost:
     with torch.no_grad(), CountBytes() as count:
         seen = surroundings.retaken(silent=True)
         state = copies = count.now
-        carry = start(call, optimizer, tensors).detached()
         with seen.replayed():
+            carry = start(call, optimizer, tensors).detached()
+            if seen.have_moved():  # an optimizer may draw its state
+                seen = surroundings.retaken(silent=True)
             grads, value, aux = gradient(call, carry, tensors, step)
             after = update(call, optimizer, grads, carry).detached()
         state += _bytes(after.tensors())

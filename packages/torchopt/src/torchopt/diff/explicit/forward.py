@@ -64,17 +64,15 @@ class ForwardRun(Run):
         call = self.call
         tensors = [x.detach() for x in inputs]
         optimizer = call.optimizer_with(tensors)
-        seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
-        self._seen = seen
+        self._seen = seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
         losses, aux = [], []
         with forward_mode():
             directions = [self._direction(tensors, *scalar) for scalar in self._scalars()]
             carry = start(call, optimizer, tensors).detached()
-            duals = [self._start(d) for d in directions]
+            duals = [self._start(d, seen) for d in directions]
             tangents: list[list[Any]] = [[] for _ in directions]
             for t in range(call.steps):
-                if t > 0:
-                    seen = seen.retaken()
+                seen = seen.retaken()
                 before = carry
                 grads, value, extra = gradient(call, carry, tensors, t)
                 carry = update(call, optimizer, grads, carry).detached()
@@ -111,8 +109,9 @@ class ForwardRun(Run):
         out[index] = forward_ad.make_dual(separate(out[index]), tangent)
         return _Direction(out, self.call.optimizer_with(out))
 
-    def _start(self, direction: _Direction) -> Carry:
-        return start(self.call, direction.optimizer, direction.tensors)
+    def _start(self, direction: _Direction, seen: Surroundings) -> Carry:
+        with seen.replayed():  # an optimizer may draw its state
+            return start(self.call, direction.optimizer, direction.tensors)
 
     def _step(self, direction: _Direction, carry: Carry, step: int) -> tuple[Carry, Tensor, Aux]:
         return dual_step(self.call, direction.tensors, direction.optimizer, carry, step)

@@ -125,6 +125,10 @@ class Trail:
         self.seen = Surroundings(call.loss, constants, beside=call.optimizer).retaken()
         self._now = self.seen
 
+    def begin(self) -> None:
+        """Look at the surroundings after the start, which may draw random numbers."""
+        self._now = self._now.retaken()
+
     def keep(self, carry: Carry, grads: Sequence[Any]) -> None:
         """Record the state before a step, and its gradient."""
         constants = [None if g is None else g.detach() for g in grads]

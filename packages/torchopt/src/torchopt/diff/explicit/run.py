@@ -62,9 +62,9 @@ class Run:
         places = {call.first, *self._places(), call.steps - 1}
         self._seen = seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
         losses, aux = [], []
-        before_start = seen.generators()
         carry = start(call, optimizer, tensors).detached()
-        drawn = not all(map(torch.equal, before_start, seen.generators()))
+        if drawn := seen.have_moved():  # the loss draws the numbers that follow
+            seen = seen.retaken()
         tail: Tail | None = None
         begin = call.steps - 1 if self._keeps_graphs() else call.steps
         for t in range(call.steps):

@@ -251,7 +251,7 @@ def make_trace(
     before = fingerprint(*reach)
     counted = versions((*before.tensors, *distinct))
     graph = _graph(flat, distinct, before, words)
-    if states.moved_outside_torch():
+    if states.have_moved(outside=True):
         raise NotTraceableError(
             f"{words.where}: expected random numbers from torch, which a traced program draws "
             f"again, got some from random or numpy, which would become constants; {words.way_out}."

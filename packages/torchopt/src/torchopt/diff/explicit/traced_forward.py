@@ -19,6 +19,7 @@ from torchopt.diff.explicit.taken import holes_at, tensors_at, with_given
 from torchopt.diff.explicit.trace import Program, traced
 from torchopt.diff.explicit.traced import TracedRun
 from torchopt.diff.explicit.unrolled import Outputs
+from torchopt.diff.surroundings import Surroundings
 from torchopt.torch_internals import forward_mode
 from torchopt.tree import is_smooth
 
@@ -34,11 +35,12 @@ class TracedForwardRun(ForwardRun, TracedRun):
         """Return the tensors of the result and keep their tangents."""
         call = self.call
         tensors = [x.detach() for x in inputs]
+        at_start = self._surroundings()
         first = start(call, call.optimizer, tensors).detached()
         carry = with_counts(first, call.params.spec)
         program, losses, aux = self._first(carry, tensors), [], []
         seen = self._seen
-        of_inputs, tangents = self._starts(tensors)
+        of_inputs, tangents = self._starts(tensors, at_start)
         rows: list[list[Any]] = [[] for _ in tangents]
         for t in range(call.steps):
             if self._seeing and t > 0:
@@ -68,13 +70,15 @@ class TracedForwardRun(ForwardRun, TracedRun):
         ]
         return self._flat(found)
 
-    def _starts(self, tensors: Sequence[Tensor]) -> tuple[list[dict[int, Tensor]], list[Tangents]]:
+    def _starts(
+        self, tensors: Sequence[Tensor], seen: Surroundings
+    ) -> tuple[list[dict[int, Tensor]], list[Tangents]]:
         """Return the tangents of the inputs and of the start of the run, for each scalar."""
         of_inputs, of_carry = [], []
         with forward_mode():
             for scalar in self._scalars():
                 direction = self._direction(tensors, *scalar)
-                smooth = self._start(direction).smooth
+                smooth = self._start(direction, seen).smooth
                 of_carry.append([_dense(x) for x in smooth])
                 of_inputs.append({j: _dense(direction.tensors[j]) for j in self.call.wanted})
         return of_inputs, of_carry

@@ -83,6 +83,8 @@ def run_attached(call: Call, tensors: Sequence[Any], trail: list[Any] | None = N
     record = None if trail is None else Trail(call, tensors)
     optimizer = call.optimizer_with(tensors)
     carry = start(call, optimizer, tensors)
+    if record is not None:
+        record.begin()
     losses, aux = [], []
     constants = [x.detach() for x in tensors] if call.first else []
     for t in range(call.steps):
