@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
+import pkgutil
+import re
 import weakref
 
 import pytest
@@ -13,7 +15,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchopt
-from torchopt.diff import Engine, Explicit, Implicit, Verify, ZeroOrder
+from torchopt.diff import (
+    Engine,
+    Explicit,
+    Implicit,
+    Verify,
+    ZeroOrder,
+    explicit,
+    implicit,
+    zero_order,
+)
 from torchopt.diff.zero_order import Gaussian
 from torchopt.errors import GradientMismatchError, NotDifferentiableError
 from torchopt.linear_solve import CG, Cholesky
@@ -195,6 +206,12 @@ def test_an_engine_over_a_problem_cannot_take_another_problem():
     inner = Implicit(loss, torchopt.sgd(0.1), steps=2)
     with pytest.raises(ValueError, match="without a loss of its own"):
         inner.over(loss, torchopt.sgd(0.1), steps=2)
+
+
+@pytest.mark.parametrize("package", [explicit, implicit, zero_order])
+def test_the_table_of_an_engine_has_all_its_modules(package):
+    names = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert names <= set(re.findall(r"`(\w+)`", package.__doc__))
 
 
 # -- verify

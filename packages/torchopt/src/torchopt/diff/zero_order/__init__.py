@@ -6,17 +6,19 @@
 | module | contents |
 |---|---|
 | `decorator` | `zero_order` |
-| `engine` | the engine, `ZeroOrder` |
-| `call` | one call of a decorated function, as autograd sees it |
+| `engine`, `inner` | the engine, `ZeroOrder`; inner problems |
+| `call`, `refusals` | one call of a decorated function, as autograd sees it; what it refuses |
 | `nn` | `ZeroOrderGradientModule` |
-| `directions` | sources of random directions, regenerated from a seed |
+| `directions`, `independent`, `structured` | random directions, regenerated from a seed |
+| `seeds` | seeds of directions, and random numbers common to all evaluations |
 | `estimators` | compute the coefficients of directions from losses |
 | `utilities`, `surrogate` | losses as ranks; control variates |
 | `loop` | the loop over directions, in chunks |
 | `evaluate` | losses at perturbed points of a tree |
-| `form` | leaves joined into one vector, or one by one |
+| `layout`, `form` | leaves that are perturbed; as one vector, or one by one |
 | `evaluator` | one function at many points, by vmap or one after the other |
 | `error_bars` | `GradientEstimate`: a gradient with its standard error |
+| `precision` | dtypes of sums, and perturbations that are rounded away |
 | `seed_replay` | in-place perturbation of large models |
 | `low_rank`, `factors` | low-rank perturbations of the weights of any module |
 | `search` | PGPE, SNES, guided ES: methods that learn mean and scale of the perturbations |
