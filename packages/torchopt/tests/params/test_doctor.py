@@ -82,6 +82,18 @@ WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 }
 
 
+def test_a_small_share_of_the_second_derivative_is_noticed() -> None:
+    """The wrong term is 3e-5 of the product, the error of the differences 3e-9."""
+    params = {"large": point(3), "small": point(3)}
+    message = r"second derivative of NoSecondBackward"
+    with pytest.raises(NotDifferentiableError, match=message):
+        check_second_order(
+            lambda p: 1e4 * p["large"].pow(4).sum() + NoSecond.apply(p["small"]).pow(2).sum(),
+            params,
+            forward=False,
+        )
+
+
 @pytest.mark.parametrize("name", sorted(WRONG))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
@@ -328,3 +340,89 @@ def test_an_assertion_of_torch_in_forward_mode_is_reported() -> None:
     assert found is not None
     assert found.forward is None
     assert found.reverse == pytest.approx(found.difference, rel=1e-6)
+
+
+class NoSecondOfComplex(NoSecond):
+    @classmethod
+    def slope(cls, x: Tensor) -> Tensor:
+        return x.detach().exp().conj()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_parameters_are_checked(dtype: torch.dtype) -> None:
+    w = torch.complex(point(3).detach(), point(2, 3).detach()[1]).to(dtype).requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SecondDerivativeWarning)
+        # Not holomorphic, with constants of single precision.
+        found = check_second_order(
+            lambda p: (
+                ((p.exp() * torch.ones(3, dtype=torch.complex64)).abs() ** 2).sum()
+                + (p * p).real.sin().sum()
+            ),
+            w,
+        )
+    assert found is not None
+    assert found.forward == pytest.approx(found.reverse, rel=1e-12)
+    assert found.difference == pytest.approx(found.reverse, rel=1e-6)
+    with pytest.raises(NotDifferentiableError, match="second derivative of NoSecondOfComplexBack"):
+        check_second_order(lambda p: NoSecondOfComplex.apply(p).abs().pow(2).sum(), w)
+
+
+def test_frozen_parameters_and_integers_are_constants() -> None:
+    net = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
+    net[1].requires_grad_(False)
+    params = {"w": dict(net.named_parameters()), "words": torch.tensor([[1, 0, 2], [3, 3, 0]])}
+    # A frozen parameter may go through an operation without a second derivative.
+    params["frozen"] = torch.ones(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SecondDerivativeWarning)
+        found = check_second_order(
+            lambda p: (
+                functional_call(net, p["w"], (p["words"],)).pow(2).sum()
+                + NoSecond.apply(p["frozen"]).sum()
+            ),
+            params,
+        )
+    assert found is not None
+    assert found.difference == pytest.approx(found.reverse, rel=1e-6)
+    assert found.forward == pytest.approx(found.reverse, rel=1e-9)
+
+
+class WithTangent(torch.autograd.Function):
+    """exp with a forward mode."""
+
+    factor = 1.0
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+        return cotangents[0] * ctx.saved_tensors[0].exp()
+
+    @classmethod
+    def jvp(cls, ctx: Any, *tangents: Any) -> Any:
+        return cls.factor * tangents[0] * ctx.saved_tensors[0].exp()
+
+
+class WrongTangent(WithTangent):
+    factor = 1.1
+
+
+def test_the_forward_mode_of_a_function_is_checked() -> None:
+    def loss(function: Any) -> Callable[[Tensor], Tensor]:
+        return lambda p: function.apply(p.sin()).exp().pow(2).sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SecondDerivativeWarning)
+        found = check_second_order(loss(WithTangent), point(3))
+    assert found is not None
+    assert found.forward == pytest.approx(found.reverse, rel=1e-12)
+    with pytest.raises(NotDifferentiableError, match=r"of WrongTangent.* in forward over reverse"):
+        check_second_order(loss(WrongTangent), point(3))

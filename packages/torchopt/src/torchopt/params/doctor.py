@@ -28,13 +28,15 @@ from torchopt.params.recording import (
     NotJudgedError,
     Watch,
     arguments_from,
+    as_real,
+    is_recorded,
     node_name,
     projection,
 )
 from torchopt.torch_internals import forward_mode
-from torchopt.tree import tree_flatten, tree_unflatten
+from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 
-__all__ = ["Disagreement", "Line", "SecondDerivatives"]
+__all__ = ["Disagreement", "Line", "SecondDerivatives", "is_varied"]
 
 _STEPS = (1e-6, 1e-7)  # of the central differences, in units of the parameters
 
@@ -99,8 +101,8 @@ class Line:
             drawn = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
             return (drawn * (scale or 1.0)).to(x.device)
 
-        self.moved = [isinstance(x, Tensor) and x.is_floating_point() for x in self.leaves]
-        floats = list(itertools.compress(self.leaves, self.moved))
+        self.moved = list(map(is_varied, self.leaves))
+        floats = [as_real(x.detach()) for x in itertools.compress(self.leaves, self.moved)]
         self.start = [x.detach().double() + 0.01 * noise(x) for x in floats]
         self.direction = [noise(x) for x in floats]
         self.weights = [noise(x) for x in floats]
@@ -114,7 +116,7 @@ class Line:
 
     def _at(self, points: Sequence[Tensor], graph: bool) -> Watch:
         moved = iter(points)
-        leaves = [next(moved) if m else x for x, m in zip(self.leaves, self.moved)]
+        leaves = [_like(x, next(moved)) if m else x for x, m in zip(self.leaves, self.moved)]
         watch = Watch(points, self.held)
         standard = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
@@ -134,7 +136,7 @@ class Line:
 
         def hook(node: Any) -> Callable[..., None]:
             def record(given: Sequence[Tensor | None], _: Any) -> None:
-                kept = [x for x in given if x is not None and x.dtype == torch.float64]
+                kept = [x for x in given if x is not None and is_recorded(x)]
                 if kept:
                     watch.add(node_name(node), "second", kept)
 
@@ -242,7 +244,7 @@ class Line:
     def _disagrees(self, index: int, slope: float) -> bool:
         difference, error = self.differences()[index]
         record = self._base.records[index]
-        allowed = 10 * error + 1e-4 * max(abs(slope), abs(difference)) + 1e-6 * record.size
+        allowed = 10 * error + 1e-6 * max(abs(slope), abs(difference), record.size)
         return abs(slope - difference) > allowed
 
     def _ends(self) -> tuple[int, int]:
@@ -282,6 +284,16 @@ class Line:
         difference, error = self.differences()[last]
         forward = None if slopes is None else slopes[last]
         return SecondDerivatives(self.reverse(last), forward, difference, error)
+
+
+def is_varied(x: Any) -> bool:
+    """Return whether a leaf of the parameters is differentiated."""
+    return is_smooth(x) and x.requires_grad
+
+
+def _like(x: Tensor, real: Tensor) -> Tensor:
+    """Return a real tensor as a complex one if `x` is complex."""
+    return torch.view_as_complex(real) if x.is_complex() else real
 
 
 def _is_wrong_inside(func: Callable[..., Any], given: Any) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from torchopt.torch_internals import is_wrapped, top_saved_tensor_hooks
+from torchopt.torch_internals import in_forward_mode, is_wrapped, top_saved_tensor_hooks
 from torchopt.tree import tree_flatten, tree_map, tree_unflatten
 
 __all__ = [
@@ -20,11 +21,14 @@ __all__ = [
     "Record",
     "Watch",
     "arguments_from",
+    "as_real",
+    "is_recorded",
     "node_name",
     "projection",
 ]
 
-_LOW = (torch.float32, torch.float16, torch.bfloat16)
+_WIDE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64)
+_WIDE[torch.complex64] = torch.complex128
 _CASTS = ("float", "half", "bfloat16")
 
 
@@ -50,7 +54,21 @@ class Record:
 
 
 def _is_low(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dtype in _LOW
+    return isinstance(x, Tensor) and x.dtype in _WIDE
+
+
+def _wide(x: Any) -> Any:
+    return x.to(_WIDE[x.dtype]) if _is_low(x) else x
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Return whether a value is compared with differences."""
+    return x.dtype in (torch.float64, torch.complex128)
+
+
+def as_real(x: Tensor) -> Tensor:
+    """Return a complex tensor as a real one, `[*shape, 2]`, or a real tensor unchanged."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def arguments_from(spec: Any, leaves: list[Any]) -> Any:
@@ -78,7 +96,7 @@ class Double(TorchFunctionMode):
         name = resolve_name(func) or getattr(func, "__name__", str(func))
         if name.endswith((".__get__", ".__set__")):
             found = func(*args, **(kwargs or {}))
-            return torch.float64 if name.endswith("dtype.__get__") and found in _LOW else found
+            return _WIDE.get(found, found) if name.endswith("dtype.__get__") else found
         leaves, spec = tree_flatten((args, kwargs or {}))
         short = name.rpartition(".")[2]
         # A tensor that is written to must remain the same object.
@@ -87,10 +105,10 @@ class Double(TorchFunctionMode):
         written = leaves[0] if writes else into
         leaves = self._before(name, leaves, written)
         for i, x in enumerate(leaves):
-            if isinstance(x, torch.dtype) and x in _LOW:
-                leaves[i] = torch.float64
-            elif _is_low(x) and x is not written:
-                leaves[i] = x.double()
+            if isinstance(x, torch.dtype):
+                leaves[i] = _WIDE.get(x, x)
+            elif x is not written:
+                leaves[i] = _wide(x)
         new_args, new_kwargs = arguments_from(spec, leaves)
         if short in _CASTS and "Tensor" in name:
             out = new_args[0].double()
@@ -98,7 +116,7 @@ class Double(TorchFunctionMode):
             with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 out = func(*new_args, **new_kwargs)
         if written is None:
-            out = tree_map(lambda x: x.double() if _is_low(x) else x, out)
+            out = tree_map(_wide, out)
         self._after(name, func, (new_args, new_kwargs), out)
         return out
 
@@ -107,6 +125,22 @@ class Double(TorchFunctionMode):
 
     def _after(self, name: str, func: Any, given: Any, out: Any) -> None:
         pass
+
+
+_UNWATCHED = Double()
+
+
+def _in_jvp() -> bool:
+    """Return whether the caller is part of the `jvp` of an autograd.Function."""
+    frame = sys._getframe() if in_forward_mode() else None
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "jvp":
+            given = map(frame.f_locals.get, code.co_varnames[: code.co_argcount])
+            if any(isinstance(x, torch.autograd.function.FunctionCtx) for x in given):
+                return True
+        frame = frame.f_back
+    return False
 
 
 class Watch(Double):
@@ -130,6 +164,8 @@ class Watch(Double):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation; a row of an embedding that stands for padding has no gradient."""
+        if _in_jvp():  # which only forward mode runs
+            return Double.__torch_function__(_UNWATCHED, func, types, args, kwargs)
         row = (kwargs or {}).get("padding_idx")
         if func is torch.nn.functional.embedding and row is not None and torch.is_grad_enabled():
             args = (args[0], self._with_constant_row(args[1], row), *args[2:])
@@ -180,7 +216,7 @@ class Watch(Double):
     def _see(self, x: Any) -> None:
         if not isinstance(x, Tensor) or is_wrapped(x) or x.grad_fn is None:
             return
-        if x.grad_fn not in self._seen and x.dtype == torch.float64:
+        if x.grad_fn not in self._seen and is_recorded(x):
             self._seen.add(x.grad_fn)
             self.add(node_name(x.grad_fn), "first", [x])
 
@@ -194,7 +230,7 @@ class Watch(Double):
                 self._cut[id(x)] = x
         if not torch.is_grad_enabled():
             return
-        kept = [x for x in tensors if x.requires_grad and x.dtype == torch.float64]
+        kept = [x for x in tensors if x.requires_grad and is_recorded(x)]
         if kept:
             self._seen.update(x.grad_fn for x in kept)
             self.add(name, "first", kept)
@@ -212,7 +248,7 @@ class Watch(Double):
         checkpointed = top_saved_tensor_hooks(True) is not None
         # A checkpoint counts the tensors that it saves; those saved here must not be among them.
         with torch.autograd.graph.saved_tensors_hooks(_same, _same):
-            for x in tensors:
+            for x in map(as_real, tensors):
                 if order == "first" and x.ndim and bool((left_out := x.detach().isinf()).any()):
                     infinite += int(left_out.sum())
                     x = x.masked_fill(left_out, 0.0)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
-from torchopt.params.doctor import Disagreement, Line, SecondDerivatives
+from torchopt.params.doctor import Disagreement, Line, SecondDerivatives, is_varied
 from torchopt.params.lineage import graph_nodes
 from torchopt.params.recording import NotJudgedError
 from torchopt.torch_internals import forward_mode
-from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
+from torchopt.tree import tree_flatten, tree_unflatten
 
 __all__ = [
     "SecondDerivatives",
@@ -255,7 +255,7 @@ def check_second_order(
     Args:
         loss: A 0-dim tensor with a graph, or a function of the parameters that returns one. For a
             tensor, only the existence of the derivative in reverse over reverse mode is checked.
-        params: A tree of tensors that require a gradient.
+        params: A tree of tensors; those that do not require a gradient are constants.
         forward: Whether to check forward over reverse mode too, if `loss` is a function. It is the
             mode of an inner loop with `derivative="mixed"`.
 
@@ -293,7 +293,7 @@ def check_second_order(
     if not value.requires_grad:
         raise NotDifferentiableError("check_second_order: the loss has no graph")
     try:
-        _reverse_over_reverse(value, leaves)
+        _reverse_over_reverse(value, list(filter(is_varied, leaves)))
     except NotDifferentiableError:
         raise
     except (RuntimeError, NotImplementedError) as error:
@@ -329,8 +329,8 @@ def _forward(
 def _forward_over_reverse(loss: Callable[[Any], Tensor], leaves: Sequence[Any], spec: Any) -> None:
     """Take a gradient with a tangent as `derivative="mixed"` does."""
     with torch.enable_grad(), forward_mode():
-        points = [x.detach().requires_grad_() if is_smooth(x) else x for x in leaves]
-        smooth = [x for x in points if is_smooth(x)]
-        duals = [forward_ad.make_dual(x, torch.ones_like(x)) if is_smooth(x) else x for x in points]
+        points = [x.detach().requires_grad_() if is_varied(x) else x for x in leaves]
+        varied = list(filter(is_varied, points))
+        duals = [forward_ad.make_dual(x, torch.ones_like(x)) if is_varied(x) else x for x in points]
         value = loss(tree_unflatten(spec, duals))
-        torch.autograd.grad(value, smooth, create_graph=True, allow_unused=True)
+        torch.autograd.grad(value, varied, create_graph=True, allow_unused=True)
