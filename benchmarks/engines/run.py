@@ -170,12 +170,8 @@ def engines(steps: int) -> dict[str, Engine]:
         "implicit: 5 steps of conjugate gradients": definite(CG(maxiter=5, **inexact)),
         "implicit: MINRES": Implicit(solve=MINRES(rtol=1e-8)),
         "implicit: LSMR, which needs no symmetry": Implicit(solve=LSMR(rtol=1e-8)),
-        "implicit: 5 terms of the Neumann series": definite(
-            Neumann(5, alpha=RATE, on_fail="ignore")
-        ),
-        "implicit: 20 terms of the Neumann series": definite(
-            Neumann(20, alpha=RATE, on_fail="ignore")
-        ),
+        "implicit: 5 terms of the Neumann series": neumann(5),
+        "implicit: 20 terms of the Neumann series": neumann(20),
         "implicit: conjugate gradients by differences": definite(
             CG(rtol=1e-8), derivative="differences"
         ),
