@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run suites one after the other on a quiet machine, then write the tables and plots.
 
-python -m benchmarks                     # all, half an hour
+python -m benchmarks                     # all, one hour and a half
 python -m benchmarks torchopt implicit   # these
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 from benchmarks.harness.machine import load
 from benchmarks.harness.results import LOAD_LIMIT
@@ -22,7 +23,19 @@ SUITES = {
     "engines": "benchmarks.engines.run",
     "engines_explicit": "benchmarks.engines.explicit",
     "cpu_kernels": "benchmarks.torchopt.cpu_kernels",
+    "distributed": "benchmarks.torchopt.distributed",
+    "distributed_load": "benchmarks.torchopt.distributed_load",
+    "meta_steps": "benchmarks.torchopt.meta_steps",
 }
+# How long to wait until the load of one suite no longer counts against the next one.
+SECONDS_OF_REST = 180
+
+
+def rest() -> None:
+    """Wait until the machine is quiet enough, for `SECONDS_OF_REST` at most."""
+    end = time.monotonic() + SECONDS_OF_REST
+    while load() > 0.8 * LOAD_LIMIT and time.monotonic() < end:
+        time.sleep(5)
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +51,7 @@ def main(arguments: list[str]) -> int:
         return 1
     failed = 0
     for name in chosen:
+        rest()
         command = [sys.executable, "-m", SUITES[name], *options]
         failed += subprocess.run(command, cwd=ROOT, check=False).returncode != 0
     failed += subprocess.run([sys.executable, "tools/bench_report.py"], cwd=ROOT).returncode != 0

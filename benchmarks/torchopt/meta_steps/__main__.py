@@ -57,6 +57,9 @@ def ask(
     seconds = 0 if ways == "again" else 0.2 if options.quick else options.seconds
     command = [sys.executable, "-m", f"benchmarks.torchopt.meta_steps.{module}", str(folder)]
     command += [str(seconds), str(options.most), ways, *options.rows]
+    if threads > 1:
+        # Threads that sleep between loops wake up too late; by default they wait for the next one.
+        environment.pop("OMP_WAIT_POLICY", None)
     # The compiler, and with it the first call, uses all cores; steps use this number of threads.
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -103,7 +106,9 @@ def main() -> int:
         jax = None
     versions = {name: version(name) for name in ("torchopt", "torch")}
     versions |= dict(x.split("==") for x in JAX.requirements) if jax is not None else {}
-    settings = {"seconds": options.seconds, "versions": versions}
+    # The compiler has two threads in the rows of one too.
+    threads = max(2, *options.threads)
+    settings = {"seconds": options.seconds, "versions": versions, "threads": threads}
     result = new_result("torchopt_meta_steps", {}, settings)
     head = ("row", "threads", "eager", "compiled", "jax", "/ jax", "first call", "again", "of jax")
     print("{:15}{:>8}{:>10}{:>10}{:>10}{:>8}{:>12}{:>10}{:>10}{:>10}".format(*head, "differ"))

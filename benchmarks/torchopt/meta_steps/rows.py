@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness.machine import load
+
 ROWS = {
     "maml sgd": {"kind": "maml", "optimizer": "sgd", "lr": 0.1, "steps": 5},
     "maml adam": {"kind": "maml", "optimizer": "adam", "lr": 0.01, "steps": 5},
@@ -145,6 +147,7 @@ def serve(make: Callable[[dict[str, Any], str], Callable[[], Any]]) -> None:
             except Exception as error:
                 line["error"] = f"{type(error).__name__}: {str(error)[:200]}"
             signal.alarm(0)
+            line["load"] = load()
             print(json.dumps(line), flush=True)
 
 
