@@ -472,3 +472,31 @@ def test_a_call_is_freed_with_its_results() -> None:
         assert [y() for y in alive] == [None, None]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("tasks", [None, 2])
+@pytest.mark.parametrize("optimizer", [torchopt.sgd, torchopt.adam])
+def test_a_loop_and_its_outer_loss_are_one_program(optimizer: Any, tasks: int | None) -> None:
+    many = () if tasks is None else (tasks,)
+    loop = torchopt.inner_loop(
+        lambda w, x, scale: ((x @ w).tanh() * scale - 1).square().mean(),
+        optimizer,
+        steps=3,
+        tasks=None if tasks is None else (None, 0, None),
+    )
+
+    def outer(w: Tensor, x: Tensor, scale: Tensor, lr: Tensor) -> Tensor:
+        return (loop(w, x, scale, lr=lr).params ** 2).sum()
+
+    generator = torch.Generator().manual_seed(0)
+    fast = traced(outer)
+    for _ in range(2):
+        w, x, scale = (
+            torch.rand(sizes, dtype=DOUBLE, generator=generator)
+            for sizes in ((4, 3), (*many, 5, 4), ())
+        )
+        at = [w.requires_grad_(), x.requires_grad_(), scale.requires_grad_()]
+        at.append(torch.tensor(0.1, dtype=DOUBLE, requires_grad=True))
+        before = programs().traced
+        assert_same(fast, outer, at, at)
+    assert programs().traced == before
