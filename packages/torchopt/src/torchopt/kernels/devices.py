@@ -4,28 +4,17 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from torchopt import _C
 from torchopt.errors import KernelUnavailableError
+from torchopt.kernels.fused_rule import FusedRule
 from torchopt.kernels.missing import why_missing
-from torchopt.torch_internals import (
-    FakeTensor,
-    has_tangent,
-    is_wrapped,
-    with_and_without_negation,
-)
+from torchopt.torch_internals import FakeTensor, has_tangent, is_wrapped, with_and_without_negation
 from torchopt.tree_function import PLAIN
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from torchopt.kernels.fused_rule import FusedRule
-
 
 __all__ = [
     "DTYPE_CODES",
@@ -184,11 +173,8 @@ def refusal(
 def refuse_count(count: Tensor, like: Tensor) -> KernelUnavailableError | None:
     """Return why kernels cannot read the number of a step from `count`, or None if they can.
 
-    They read its memory, so bytes of another dtype or device would be taken for a number.
-
-    Args:
-        count: The number of the step.
-        like: A tensor that is stepped.
+    They read its memory, so bytes of another dtype, or of a device other than that of a tensor that
+    is stepped, would be taken for a number.
     """
     whole = count.dtype == torch.int64 and count.dim() == 0 and not count.is_neg()
     if whole and count.device == like.device:

@@ -3,23 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from torchopt import _C
 from torchopt.kernels.devices import DTYPE_CODES, placement
+from torchopt.kernels.fused_rule import FusedRule
 from torchopt.torch_internals import bump_versions, is_zero_tensor
 from torchopt.tree_function import Operation, apply_operation
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from torchopt.kernels.fused_rule import FusedRule
-
 
 __all__ = ["FusedCall"]
 

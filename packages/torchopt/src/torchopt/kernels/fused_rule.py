@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from torchopt import _C
 from torchopt.kernels.missing import why_missing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 __all__ = ["CHAIN_HYPERS", "FusedRule", "as_number", "decays", "has_kernel", "is_none"]
 

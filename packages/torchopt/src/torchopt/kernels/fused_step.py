@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchopt import _C
 from torchopt.kernels.devices import EXCHANGE, placement, refusal, refuse_count, unavailable
+from torchopt.kernels.fused_rule import FusedRule
 from torchopt.torch_internals import bump_versions
 from torchopt.tree_function import is_watched
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torchopt.kernels.fused_rule import FusedRule
-
 
 __all__ = ["StepCache"]
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from torchopt import _C
 from torchopt.kernels.devices import refusal, refuse_count, unavailable
 from torchopt.kernels.fused_call import FusedCall
-from torchopt.kernels.fused_rule import as_number
+from torchopt.kernels.fused_rule import FusedRule, as_number
+from torchopt.kernels.fused_step import StepCache
 from torchopt.kernels.missing import why_missing
 from torchopt.torch_internals import (
     FakeTensor,
@@ -22,13 +24,6 @@ from torchopt.torch_internals import (
     is_transforming,
 )
 from torchopt.tree_function import any_watched, are_unfollowed, is_traced, is_watched, placed_like
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torchopt.kernels.fused_rule import FusedRule
-    from torchopt.kernels.fused_step import StepCache
-
 
 __all__ = ["Stepped", "attempt", "call", "is_writable", "overwrite"]
 

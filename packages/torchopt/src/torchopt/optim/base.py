@@ -31,10 +31,7 @@ def require_distinct(
 ) -> None:
     """Raise ValueError if a parameter occurs twice, because it would be stepped twice.
 
-    Args:
-        params: The tensors.
-        names: Their names in messages.
-        known: The identities of parameters in other groups.
+    `names` are for messages; `known` are the identities of parameters in other groups.
     """
     first: dict[int, str] = {}
     for p, name in zip(params, names):

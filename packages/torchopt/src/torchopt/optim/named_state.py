@@ -19,6 +19,7 @@ __all__ = [
     "FORMAT",
     "VERSION",
     "StateGroups",
+    "filled",
     "leaf_names",
     "load_named_state",
     "named_state",
@@ -222,12 +223,19 @@ def _load_group(index: int, entry: dict[str, Any], group: Group) -> Any:
             f"missing [{_shown(missing)}], left over [{_shown(extra)}]. Build the optimizer with "
             "the transformations it was saved with."
         )
-    leaves, spec = tree_flatten(template, none_is_leaf=True)
-    assert len(leaves) == len(expected)
-    caster = Caster(f"load_named_state_dict: group {index}", params)
-    return tree_unflatten(
-        spec, [caster.cast(values[name], old, name) for name, old in zip(expected, leaves)]
-    )
+    return filled(template, names, values, params, f"load_named_state_dict: group {index}")
+
+
+def filled(
+    template: Any, names: Sequence[str], values: dict[str, Any], params: Any, what: str
+) -> Any:
+    """Return a new state with the values that have the names of `walk`, cast to its form."""
+    caster = Caster(what, params)
+    leaves = [
+        caster.cast(values[name], new, name) if name in values else new
+        for name, new in walk(template, names)
+    ]
+    return tree_unflatten(tree_structure(template, none_is_leaf=True), leaves)
 
 
 class StateGroups:

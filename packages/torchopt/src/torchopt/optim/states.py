@@ -195,11 +195,7 @@ def require_states(states: Any, count: int) -> None:
 def fitted_state(saved: Any, impl: GradientTransformation, params: Any, where: str) -> Any:
     """Return a state for `load_state_dict`, cast to the form of `impl.init(params)`.
 
-    Args:
-        saved: A state, or `UninitializedState()`.
-        impl: The transformation of the optimizer.
-        params: The parameters of the optimizer.
-        where: The name of the state in messages.
+    `where` is its name in messages.
 
     Raises:
         ValueError: It is the state of another transformation or of other parameters.

@@ -16,11 +16,10 @@ from torch.optim.optimizer import required
 
 from torchopt import alias
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
-from torchopt.optim.named_state import FORMAT, Group, load_named_state, named_state, walk
-from torchopt.optim.states import Caster, StepLock
+from torchopt.optim.named_state import FORMAT, Group, filled, load_named_state, named_state, walk
+from torchopt.optim.states import StepLock
 from torchopt.shown import shown
 from torchopt.transform.base import LeafRule
-from torchopt.tree import tree_structure, tree_unflatten
 from torchopt.update import add_, writable
 
 __all__ = ["TorchOptimizer"]
@@ -155,27 +154,17 @@ class TorchOptimizer(torch.optim.Optimizer):
         """Keep the states of stages that `made` has too; initialize those that are new."""
         if isinstance(self._states[index], UninitializedState):
             return
-        names, params = self._names_and_params(index)
+        names, params = _numbered(self.param_groups[index])
         present = dict(walk(self._states[index], names))
         saved = {**self._left[index], **_dampened_and_not(present), **present}
         template = made.init(params)
-        caster = Caster("step()", params)
-        entries = walk(template, names)
-        values = [
-            caster.cast(saved[name], fresh, name) if name in saved else fresh
-            for name, fresh in entries
-        ]
-        kept = {name for name, _ in entries}
+        self._states[index] = filled(template, names, saved, params, "step()")
+        kept = {name for name, _ in walk(template, names)}
         self._left[index] = {name: value for name, value in saved.items() if name not in kept}
-        self._states[index] = tree_unflatten(tree_structure(template, none_is_leaf=True), values)
-
-    def _names_and_params(self, index: int) -> tuple[list[str], list[Tensor]]:
-        params: list[Tensor] = self.param_groups[index]["params"]
-        return [str(i) for i in range(len(params))], params
 
     def _group(self, index: int) -> Group:
         made = self._transformation(index)  # which may change the state
-        return made, self._states[index], *self._names_and_params(index)
+        return made, self._states[index], *_numbered(self.param_groups[index])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -247,14 +236,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         made = [self._make(group) for group in groups]
         states: list[Any] = [UninitializedState()] * len(groups)
         if saved.get("format") == FORMAT:
-            named = [[str(i) for i in range(len(group["params"]))] for group in groups]
-            states = load_named_state(
-                saved,
-                [
-                    (impl, None, names, group["params"])
-                    for (_, impl), names, group in zip(made, named, groups)
-                ],
-            )
+            entries = [(impl, None, *_numbered(g)) for (_, impl), g in zip(made, groups)]
+            states = load_named_state(saved, entries)
         elif saved:
             raise ValueError(
                 "load_state_dict: expected the state of a TorchOptimizer (format "
@@ -279,6 +262,12 @@ class TorchOptimizer(torch.optim.Optimizer):
         )
         self._keywords = _keywords(self.make)
         self._lock = StepLock()
+
+
+def _numbered(group: dict[str, Any]) -> tuple[list[str], list[Tensor]]:
+    """Return the parameters of a group after their names, which are numbers."""
+    params: list[Tensor] = group["params"]
+    return [str(i) for i in range(len(params))], params
 
 
 @functools.cache

@@ -38,11 +38,7 @@ def next_params(
 ) -> tuple[Sequence[Tensor], Any]:
     """Return the next parameters and the next state, differentiably; nothing is written.
 
-    Args:
-        transformation: A gradient transformation.
-        params: The parameters.
-        grads: Their gradients, as `torch.autograd.grad` returns them.
-        state: The state.
+    The gradients are as `torch.autograd.grad` returns them.
     """
     found = short_step(transformation, params, grads, state)
     if found is not None:
@@ -61,13 +57,8 @@ def short_step(
 ) -> tuple[list[Tensor], Any] | None:
     """Return the next parameters and state of a step of SGD on few plain tensors, or None.
 
-    None means that the step is another one, or that a hyper-parameter is not a number.
-
-    Args:
-        transformation: A gradient transformation.
-        params: Leaves of the parameters.
-        grads: Leaves of their gradients, as `torch.autograd.grad` returns them.
-        state: The state.
+    None means that the step is another one, or that a hyper-parameter is not a number. Parameters
+    and gradients are leaves, the latter as `torch.autograd.grad` returns them.
     """
     chain = getattr(transformation.update, "__self__", None)
     if type(chain) is not FusedChain or chain.backend != "auto" or not 0 < len(params) <= MANY:

@@ -42,12 +42,7 @@ def in_trees(rule: LeafRule, state: Any, spec: Any) -> Any:
 
 @dataclass(frozen=True)
 class TreePart:
-    """A `Part` with trees of gradients and states.
-
-    Attributes:
-        part: The part on lists.
-        rules: The rule of each member.
-    """
+    """A `Part` with trees of gradients and states, and the rule of each member."""
 
     part: Part
     rules: tuple[LeafRule, ...]

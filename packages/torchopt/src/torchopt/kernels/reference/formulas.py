@@ -10,13 +10,8 @@ better in practice.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from torch import Tensor
 
 __all__ = ["bias_correction", "divide_by_root", "in_double", "moving_average", "root", "sign"]
 

@@ -15,13 +15,7 @@ from torchopt.optim.named_state import leaf_names, load_named_state, named_state
 from torchopt.optim.states import StepLock, fitted_state
 from torchopt.optimizers.short import short_step
 from torchopt.params.lineage import descend
-from torchopt.tree import (
-    require_tensor_tree,
-    tree_flatten,
-    tree_leaves,
-    tree_paths,
-    tree_unflatten,
-)
+from torchopt.tree import require_tensor_tree, tree_flatten, tree_leaves, tree_paths, tree_unflatten
 from torchopt.typing import OptState, Params
 from torchopt.update import apply_updates, writable
 
