@@ -15,8 +15,8 @@ import torchopt
 from torchopt import base, transform, update, utils
 from torchopt.errors import MismatchError
 from torchopt.kernels.fused_step import StepCache
-from torchopt.optimizers import native, rule, stages
-from torchopt.transform import masked, partition, scale
+from torchopt.optimizers import native, stages
+from torchopt.transform import masked, partition, rule, scale
 from torchopt.transform import utils as published
 from torchopt.transform.base import as_transformation
 from torchopt.transform.find_states import places

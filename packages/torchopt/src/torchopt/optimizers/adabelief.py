@@ -11,10 +11,9 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.formulas import bias_correction, divide_by_root, moving_average
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.validate import unpacked
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByBeliefState", "adabelief", "scale_by_belief"]
@@ -39,11 +38,9 @@ class AdaBelief(Rule):
     kernel = "adabelief"
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return the corrections of the biases of mu and nu."""
         return bias_correction(self.b1, k), bias_correction(self.b2, k)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction, the first moment and the variance."""
         mu = moving_average(state[0], g, self.b1)
         nu = moving_average(state[1], (g - mu) * (g - mu), self.b2) + self.eps
         return divide_by_root(mu / c[0], nu / c[1], self.eps), (mu, nu)
@@ -75,8 +72,7 @@ def adabelief(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return AdaBelief."""
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
-    direction = AdaBelief(b1, b2, eps)
+    direction = AdaBelief.from_betas(betas, eps)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="adabelief"
     )

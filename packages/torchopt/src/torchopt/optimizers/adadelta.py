@@ -11,9 +11,9 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.reference.formulas import divide_by_root, moving_average, root
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.transform.validate import check
 from torchopt.typing import ScalarOrSchedule
 
@@ -38,7 +38,6 @@ class AdaDelta(Rule):
     kernel = "adadelta"
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the averages."""
         mu = moving_average(state[0], g * g, self.rho)
         u = divide_by_root(g * root(state[1] + self.eps), mu + self.eps, 0.0)
         return u, (mu, moving_average(state[1], u * u, self.rho))

@@ -18,6 +18,7 @@ from torchopt.kernels.stacks import in_rows
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
 from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.leaf_rule import put
 from torchopt.transform.linear import AddDecayedWeights, Scale
 from torchopt.transform.validate import (
     Hyper,
@@ -59,7 +60,6 @@ class ScaleByFactoredRms(LeafRule):
     reads_params: ClassVar[bool] = True
 
     def init_leaves(self, params: list[Tensor]) -> ScaleByFactoredRmsState:
-        """Return means and counts of zero."""
         return ScaleByFactoredRmsState(
             rows=[torch.zeros_like(p[..., :1] if p.ndim > 1 else p) for p in params],
             columns=[
@@ -71,7 +71,6 @@ class ScaleByFactoredRms(LeafRule):
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Return the steps and the new means."""
         counts = increment(state.count)
         roles = (grads, params, state.rows, state.columns)
         groups: dict[int, list[int]] = {}
@@ -84,9 +83,7 @@ class ScaleByFactoredRms(LeafRule):
             for indices in groups.values():
                 g, p, row, column = ([role[i] for i in indices] for role in roles)
                 own = self._together(g, p, row, column, counts[indices[0]])
-                for role, values in zip(found, own):
-                    for i, value in zip(indices, values):
-                        role[i] = value
+                found = [put(role, indices, values) for role, values in zip(found, own)]
         updates, rows, columns = found
         return updates, ScaleByFactoredRmsState(rows, columns, counts)
 

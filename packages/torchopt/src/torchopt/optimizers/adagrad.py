@@ -12,12 +12,13 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.reference.formulas import divide_by_root
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero
 from torchopt.optimizers.stages import optimizer
+from torchopt.schedule.formula import part
 from torchopt.transform.base import transformation_of
+from torchopt.transform.rule import Hyper, Rule, at_least_zero
 from torchopt.transform.scale_by_schedule import ScaleBySchedule
 from torchopt.transform.validate import check
-from torchopt.typing import Numeric, ScalarOrSchedule, Schedule
+from torchopt.typing import Numeric, ScalarOrSchedule
 
 __all__ = ["ScaleByRssState", "adagrad", "scale_by_rss"]
 
@@ -40,30 +41,23 @@ class AdaGrad(Rule):
     kernel = "adagrad"
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the sum."""
         total = state[0] + g * g
         return torch.where(total == 0, 0.0, divide_by_root(g, total, self.eps)), (total,)
 
 
 @dataclass(frozen=True)
 class AdagradSchedule:
-    """1 / (1 + decay_rate * count), count from `transition_begin`."""
+    """AdaGrad's factor on the step size: 1 / (1 + decay_rate * count), from `transition_begin`."""
 
     decay_rate: float
-    transition_begin: int
+    transition_begin: int = 0
 
     def __call__(self, count: Numeric) -> Numeric:
-        elapsed = count - self.transition_begin
-        if isinstance(elapsed, torch.Tensor):
-            elapsed = elapsed.to(torch.float64).clamp(min=0)
-        else:
-            elapsed = max(elapsed, 0)
+        elapsed: Numeric = part(count, self.transition_begin)
         return 1 / (1 + self.decay_rate * elapsed)
 
 
-def _adagrad_lr_schedule(decay_rate: float, transition_begin: int = 0) -> Schedule:
-    """Return AdaGrad's factor on the step size."""
-    return AdagradSchedule(decay_rate, transition_begin)
+_adagrad_lr_schedule = AdagradSchedule  # the published name
 
 
 @transformation_of(AdaGrad)
@@ -105,7 +99,7 @@ def adagrad(
     check(lr_decay, "a number >= 0", "lr_decay value")
     return optimizer(
         AdaGrad(initial_accumulator_value, eps),
-        ScaleBySchedule(_adagrad_lr_schedule(lr_decay)),
+        ScaleBySchedule(AdagradSchedule(lr_decay)),
         lr=lr,
         weight_decay=weight_decay,
         maximize=maximize,

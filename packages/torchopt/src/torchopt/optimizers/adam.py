@@ -12,12 +12,11 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.formulas import bias_correction, divide_by_root, moving_average
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
 from torchopt.transform.fused import Part
 from torchopt.transform.plan import Plan
-from torchopt.transform.validate import unpacked
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.tree_function import is_traced
 from torchopt.typing import ScalarOrSchedule
 
@@ -45,11 +44,9 @@ class Adam(Rule):
     kernel = "adam"
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return the corrections of the biases of mu and nu."""
         return bias_correction(self.b1, k), bias_correction(self.b2, k)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the moments."""
         mu_correction, nu_correction = c
         mu = moving_average(state[0], g, self.b1)
         nu = moving_average(state[1], g * g, self.b2)
@@ -66,7 +63,6 @@ class AcceleratedAdam(Adam):
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Return the directions and the new moments."""
         part = Part(Plan(1, ((0, self),)), "native")
         found = None if is_traced() else part.update(grads, (state,), None, inplace=inplace)
         if found is None:
@@ -151,9 +147,8 @@ def adam(
         (tensor([-0.1000]),)
     """
     rule = AcceleratedAdam if use_accelerated_op else Adam
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     return optimizer(
-        rule(b1, b2, eps, eps_root, moment_requires_grad),
+        rule.from_betas(betas, eps, eps_root, moment_requires_grad),
         lr=lr,
         weight_decay=weight_decay,
         maximize=maximize,
@@ -192,9 +187,8 @@ def adamw(
         https://arxiv.org/abs/1711.05101
     """
     rule = AcceleratedAdam if use_accelerated_op else Adam
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     return optimizer(
-        rule(b1, b2, eps, eps_root, moment_requires_grad),
+        rule.from_betas(betas, eps, eps_root, moment_requires_grad),
         lr=lr,
         decoupled_weight_decay=weight_decay,
         mask=mask,

@@ -12,10 +12,9 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.reference.formulas import bias_correction, moving_average
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.validate import unpacked
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByAdamaxState", "adamax", "scale_by_adamax"]
@@ -47,11 +46,9 @@ class AdaMax(Rule):
     kernel = "adamax"
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return the correction of the bias of mu."""
         return (bias_correction(self.b1, k),)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction, the first moment and the maximum."""
         mu = moving_average(state[0], g, self.b1)
         nu = torch.maximum(state[1] * self.b2, g.abs() + self.eps)
         return mu / nu / c[0], (mu, nu)
@@ -87,6 +84,5 @@ def adamax(
     moment_requires_grad: bool = False,
 ) -> GradientTransformation:
     """Return AdaMax."""
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
-    direction = AdaMax(b1, b2, eps, moment_requires_grad)
+    direction = AdaMax.from_betas(betas, eps, moment_requires_grad)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, name="adamax")

@@ -12,10 +12,9 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.formulas import bias_correction, divide_by_root, moving_average
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.validate import unpacked
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByAdanState", "adan", "scale_by_adan"]
@@ -43,11 +42,9 @@ class Adan(Rule):
     kernel = "adan"
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return whether there is a gradient before this one, and the corrections of biases."""
         return (k > 1, *(bias_correction(b, k) for b in (self.b1, self.b2, self.b3)))
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction, the moments and the gradient."""
         later, mu_correction, delta_correction, nu_correction = c
         mu, delta, nu, previous = state
         change = torch.where(later, g - previous, 0.0)
@@ -94,12 +91,9 @@ def adan(
 ) -> GradientTransformation:
     """Return Adan.
 
-    The update is -lr * (u + weight_decay * p), with u the direction of
-    `torchopt.transform.scale_by_adan`. The paper divides by 1 + lr weight_decay instead, which
-    is the same to first order.
+    Instead of the decay, the paper divides by 1 + lr weight_decay: the same to first order.
     """
-    b1, b2, b3 = unpacked(betas, "betas", (0.98, 0.92, 0.99))
-    direction = Adan(b1, b2, b3, eps)
+    direction = Adan.from_betas(betas, eps)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="adan"
     )

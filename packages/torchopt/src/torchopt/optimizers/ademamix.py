@@ -17,10 +17,10 @@ from torchopt.kernels.reference.formulas import (
     in_double,
     moving_average,
 )
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.validate import are_numbers, unpacked
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.transform.validate import are_numbers
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByAdemamixState", "ademamix", "scale_by_ademamix"]
@@ -49,7 +49,6 @@ class Ademamix(Rule):
     kernel = "ademamix"
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return the corrections of biases, alpha_k, and the decay of the slow average."""
         corrections = bias_correction(self.b1, k), bias_correction(self.b2, k)
         if are_numbers(self.warmup_steps) and self.warmup_steps == 0:
             return (*corrections, self.alpha, self.b3)
@@ -61,7 +60,6 @@ class Ademamix(Rule):
         return (*corrections, done * self.alpha, decay)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the averages."""
         mu_correction, nu_correction, alpha, b3 = c
         mu, slow, nu = state
         mu = moving_average(mu, g, self.b1)
@@ -113,8 +111,7 @@ def ademamix(
         warmup_steps: Number of steps in which the slow average reaches its full weight; 0 for none.
             The paper uses the length of the training.
     """
-    b1, b2, b3 = unpacked(betas, "betas", (0.9, 0.999, 0.9999))
-    direction = Ademamix(b1, b2, b3, alpha, eps, warmup_steps)
+    direction = Ademamix.from_betas(betas, alpha, eps, warmup_steps)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="ademamix"
     )

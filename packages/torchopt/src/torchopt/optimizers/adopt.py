@@ -12,10 +12,9 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.reference.formulas import in_double, moving_average, root
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.validate import unpacked
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByAdoptState", "adopt", "scale_by_adopt"]
@@ -47,7 +46,6 @@ class ADOPT(Rule):
         return first, torch.pow((k - 1).to(torch.float64), 0.25), torch.where(first, 1.0, eps)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the moments."""
         first, limit, eps = c
         mu, nu = state
         scaled = g / root(nu).clamp(min=eps)
@@ -85,6 +83,5 @@ def adopt(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return ADOPT."""
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.9999))
-    direction = ADOPT(b1, b2, eps)
+    direction = ADOPT.from_betas(betas, eps)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="adopt")

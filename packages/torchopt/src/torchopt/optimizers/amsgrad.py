@@ -13,10 +13,9 @@ from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.formulas import divide_by_root, moving_average
 from torchopt.optimizers.adam import Adam
-from torchopt.optimizers.rule import Rule
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
-from torchopt.transform.validate import unpacked
+from torchopt.transform.rule import Rule
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByAmsgradState", "amsgrad", "amsgradw", "scale_by_amsgrad"]
@@ -39,7 +38,6 @@ class AMSGrad(Adam):
     kernel = "amsgrad"
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction, the moments and the largest second moment."""
         mu = moving_average(state[0], g, self.b1)
         nu = moving_average(state[1], g * g, self.b2)
         nu_max = torch.maximum(state[2], nu)
@@ -78,12 +76,11 @@ def amsgrad(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return AMSGrad: Adam with the largest second moment so far."""
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
-    direction = AMSGrad(b1, b2, eps, 0.0)
+    direction = AMSGrad.from_betas(betas, eps)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="amsgrad")
 
 
-@documented(amsgrad, weight_decay=DECOUPLED)
+@documented(scale_by_amsgrad, weight_decay=DECOUPLED)
 def amsgradw(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -92,12 +89,8 @@ def amsgradw(
     *,
     maximize: bool = False,
 ) -> GradientTransformation:
-    """Return AMSGrad with decoupled weight decay.
-
-    The update is -lr * (u + weight_decay * p); see `amsgrad`.
-    """
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
-    direction = AMSGrad(b1, b2, eps, 0.0)
+    """Return AMSGrad with decoupled weight decay."""
+    direction = AMSGrad.from_betas(betas, eps)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="amsgradw"
     )

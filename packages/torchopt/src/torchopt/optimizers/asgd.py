@@ -11,9 +11,9 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, number
 
 __all__ = ["ScaleByAsgdState", "asgd", "scale_by_asgd"]
 

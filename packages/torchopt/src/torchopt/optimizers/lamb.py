@@ -9,7 +9,6 @@ from torchopt.optimizers.adam import Adam
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.add_decayed_weights import add_decayed_weights
 from torchopt.transform.scale_by_trust_ratio import scale_by_trust_ratio
-from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["lamb"]
@@ -32,9 +31,8 @@ def lamb(
         Y. You et al., Large Batch Optimization for Deep Learning, 2020,
         https://arxiv.org/abs/1904.00962, Algorithm 2.
     """
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
     return optimizer(
-        Adam(b1, b2, eps, 0.0),
+        Adam.from_betas(betas, eps),
         add_decayed_weights.rule(weight_decay),
         scale_by_trust_ratio.rule(),
         lr=lr,

@@ -11,10 +11,9 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.formulas import moving_average, sign
-from torchopt.optimizers.rule import Hyper, Rule, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.validate import unpacked
+from torchopt.transform.rule import Hyper, Rule, fraction
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByLionState", "lion", "scale_by_lion"]
@@ -37,7 +36,6 @@ class Lion(Rule):
     constant_derivative = True
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the sign of the interpolation, with the derivative 0, and the average."""
         (mu,) = state
         return sign(moving_average(mu, g, self.b1)), (moving_average(mu, g, self.b2),)
 
@@ -70,7 +68,7 @@ def lion(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return Lion."""
-    direction = Lion(*unpacked(betas, "betas", (0.9, 0.99)))
+    direction = Lion.from_betas(betas)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="lion"
     )

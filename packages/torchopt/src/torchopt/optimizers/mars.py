@@ -12,11 +12,10 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.formulas import bias_correction, divide_by_root, moving_average
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
 from torchopt.transform.norm import scaled
-from torchopt.transform.validate import unpacked
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByMarsState", "mars", "scale_by_mars"]
@@ -42,11 +41,9 @@ class Mars(Rule):
     State = ScaleByMarsState
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return whether there is a gradient before this one, and the corrections of biases."""
         return k > 1, bias_correction(self.b1, k), bias_correction(self.b2, k)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction, the moments and the gradient."""
         later, mu_correction, nu_correction = c
         mu, nu, previous = state
         change = torch.where(later, g - previous, 0.0)
@@ -97,8 +94,7 @@ def mars(
     Args:
         gamma: Weight of the correction by the previous gradient, >= 0.
     """
-    b1, b2 = unpacked(betas, "betas", (0.95, 0.99))
-    direction = Mars(b1, b2, gamma, eps)
+    direction = Mars.from_betas(betas, gamma, eps)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="mars"
     )

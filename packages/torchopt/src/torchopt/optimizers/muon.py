@@ -13,12 +13,12 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.optimizers.adam import adamw
-from torchopt.optimizers.rule import Hyper, Rule, fraction
 from torchopt.optimizers.sgd import TraceState
 from torchopt.optimizers.stages import optimizer
 from torchopt.torch_internals import foreach_lerp
 from torchopt.transform.orthogonalize import orthogonalize
 from torchopt.transform.partition import partition
+from torchopt.transform.rule import Hyper, Rule, fraction
 from torchopt.transform.validate import unpacked
 from torchopt.tree import tree_map
 from torchopt.tree_function import are_unfollowed
@@ -43,7 +43,6 @@ class Average(Rule):
         return lerp(g, t, weight) if self.nesterov else t, t
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the average."""
         (old,), weight = state, self.momentum
         if g.dtype is not old.dtype:  # lerp takes one dtype
             dtype = torch.promote_types(g.dtype, old.dtype)

@@ -12,10 +12,9 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.formulas import bias_correction, divide_by_root, moving_average
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
-from torchopt.transform.validate import unpacked
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByNadamState", "nadam", "nadamw", "scale_by_nadam"]
@@ -34,11 +33,11 @@ class ScaleByNadamState(NamedTuple):
 class NAdam(Rule):
     """u = (w_g g + w_mu mu') / (sqrt(nu_hat + eps_root) + eps); the weights depend on the step."""
 
-    b1: Hyper = fraction("beta parameter at index 0")
-    b2: Hyper = fraction("beta parameter at index 1")
-    eps: Hyper = at_least_zero("epsilon value")
-    eps_root: Hyper = at_least_zero("epsilon value")
-    momentum_decay: Hyper = at_least_zero("momentum_decay value")
+    b1: Hyper = fraction("beta parameter at index 0", 0.9)
+    b2: Hyper = fraction("beta parameter at index 1", 0.999)
+    eps: Hyper = at_least_zero("epsilon value", 1e-8)
+    eps_root: Hyper = at_least_zero("epsilon value", 0.0)
+    momentum_decay: Hyper = at_least_zero("momentum_decay value", 4e-3)
     State = ScaleByNadamState
     shared: ClassVar[dict[str, float]] = {"mu_product": 1.0}
     kernel = "nadam"
@@ -51,14 +50,12 @@ class NAdam(Rule):
         return (shared[0] * self._momentum(k),)
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return the weights of g and mu, and the correction of the bias of nu."""
         (product,) = self.following(k, *shared)
         now, ahead = self._momentum(k), self._momentum(k + 1)
         weights = (1 - now) / (1 - product), ahead / (1 - product * ahead)
         return (*weights, bias_correction(self.b2, k))
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the moments."""
         g_weight, mu_weight, nu_correction = c
         mu = moving_average(state[0], g, self.b1)
         nu = moving_average(state[1], g * g, self.b2)
@@ -104,12 +101,11 @@ def nadam(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return NAdam: Adam with Nesterov's momentum."""
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
-    direction = NAdam(b1, b2, eps, 0.0, momentum_decay)
+    direction = NAdam.from_betas(betas, eps, 0.0, momentum_decay)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="nadam")
 
 
-@documented(nadam, weight_decay=DECOUPLED)
+@documented(scale_by_nadam, weight_decay=DECOUPLED)
 def nadamw(
     lr: ScalarOrSchedule = 2e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -119,12 +115,8 @@ def nadamw(
     *,
     maximize: bool = False,
 ) -> GradientTransformation:
-    """Return NAdam with decoupled weight decay.
-
-    The update is -lr * (u + weight_decay * p); see `nadam`.
-    """
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
-    direction = NAdam(b1, b2, eps, 0.0, momentum_decay)
+    """Return NAdam with decoupled weight decay."""
+    direction = NAdam.from_betas(betas, eps, 0.0, momentum_decay)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="nadamw"
     )

@@ -130,7 +130,6 @@ class FusedChain(FlatChain):
         return self.part is not None and self.part.plan.size == len(self.transformations)
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Return the updates and the next state; see `GradientTransformation`."""
         part = None if self.backend == "reference" or is_traced() else self.part
         if part is None or not self.is_whole:
             return super().step(updates, state, params, inplace)

@@ -64,7 +64,6 @@ class ScaleByProdigy(LeafRule):
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Return the steps and the new state."""
         d, root = state.d, self.b2**0.5
         weight = self.lr * (1 - root) * d * d
         updates, mus, nus, sums = [], [], [], []

@@ -86,7 +86,6 @@ class ScaleByPsgd(LeafRule):
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Return the directions and the new state."""
         counts = increment(state.count)
         updates, mu, factors = in_rows(
             lambda i, g, mu, factors: self._stepped(g, mu, factors, counts[i]),

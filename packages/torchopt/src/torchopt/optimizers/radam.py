@@ -17,10 +17,9 @@ from torchopt.kernels.reference.formulas import (
     in_double,
     moving_average,
 )
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.validate import unpacked
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByRAdamState", "radam", "scale_by_radam"]
@@ -67,12 +66,10 @@ class RAdam(Rule):
     kernel = "radam"
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return whether the variance is rectified, its factor, and the correction of mu."""
         rectified, r, nu_correction = rectification(self.b2, k, 5)
         return rectified, r * torch.sqrt(nu_correction), bias_correction(self.b1, k)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the moments."""
         rectified, factor, mu_correction = c
         mu = moving_average(state[0], g, self.b1)
         nu = moving_average(state[1], g * g, self.b2)
@@ -112,6 +109,5 @@ def radam(
     moment_requires_grad: bool = False,
 ) -> GradientTransformation:
     """Return RAdam."""
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
-    direction = RAdam(b1, b2, eps, moment_requires_grad)
+    direction = RAdam.from_betas(betas, eps, moment_requires_grad)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, name="radam")

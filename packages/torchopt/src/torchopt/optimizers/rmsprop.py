@@ -11,10 +11,10 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.reference.formulas import divide_by_root, moving_average
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.sgd import trace
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, number
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByRStdDevState", "ScaleByRmsState", "rmsprop", "scale_by_rms", "scale_by_stddev"]
@@ -44,7 +44,6 @@ class RMSProp(Rule):
     kernel = "rmsprop"
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the average of squares."""
         nu = moving_average(state[0], g * g, self.alpha)
         return divide_by_root(g, nu, self.eps), (nu,)
 
@@ -57,7 +56,6 @@ class CenteredRMSProp(RMSProp):
     kernel = "rmsprop_centered"
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the averages."""
         mu = moving_average(state[0], g, self.alpha)
         nu = moving_average(state[1], g * g, self.alpha)
         return divide_by_root(g, nu - mu * mu, self.eps), (mu, nu)

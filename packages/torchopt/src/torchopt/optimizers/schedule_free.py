@@ -12,10 +12,10 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.optimizers.adam import Adam
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
 from torchopt.transform.base import transformation_of
 from torchopt.transform.find_states import map_states, places
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.transform.validate import unpacked
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -63,7 +63,6 @@ class ScheduleFree(Rule):
         return lr, torch.where(total > 0, lr * lr / torch.where(total > 0, total, 1.0), 0.0)
 
     def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
-        """Return iterates equal to the parameters."""
         return [p.clone() for p in params]
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:

@@ -13,9 +13,9 @@ from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.reference.formulas import divide_by_root, moving_average
 from torchopt.optimizers.radam import rectification
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.schedule_free import ScheduleFree
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.transform.validate import unpacked
 
 __all__ = ["ScheduleFreeRadamState", "schedule_free_radam"]
@@ -37,12 +37,10 @@ class ScaleByRectified(Rule):
     State = ScheduleFreeRadamState
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return whether the variance is rectified, and the correction of the bias."""
         rectified, _, correction = rectification(self.b2, k, 4)
         return rectified, correction
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the moment."""
         rectified, correction = c
         nu = moving_average(state[0], g * g, self.b2)
         return torch.where(rectified, divide_by_root(g, nu / correction, self.eps), g), (nu,)

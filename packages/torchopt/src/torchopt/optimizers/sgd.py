@@ -11,10 +11,10 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
 from torchopt.transform.linear import plus
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, number
 from torchopt.transform.validate import are_numbers, check
 from torchopt.typing import ScalarOrSchedule
 
@@ -50,7 +50,6 @@ class Trace(Rule):
 
     @property
     def kernel(self) -> str:  # type: ignore[override]
-        """The name of the kernel."""
         return "nesterov" if self.nesterov else "momentum"
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
@@ -60,7 +59,6 @@ class Trace(Rule):
         return (1.0 - (k > 1).to(torch.float64) * self.dampening,)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the decaying sum."""
         t = plus(g if c[0] is None else g * c[0], state[0], self.momentum)
         return plus(g, t, self.momentum) if self.nesterov else t, (t,)
 

@@ -89,7 +89,6 @@ class ScaleByShampoo(LeafRule):
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Return the directions and the new state."""
         # Each leaf counts its own steps: it might have no gradient in just those steps in which the
         # other leaves compute their roots.
         refresh = [(t - 1) % self.update_every == 0 for t in state.t]

@@ -98,7 +98,6 @@ class ScaleBySoap(LeafRule):
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Return the directions and the new state."""
         counts = increment(state.count)
         # The first step needs a basis at once; later steps use that of the steps before.
         keys = [

@@ -12,12 +12,12 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.formulas import moving_average
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction, positive
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
 from torchopt.transform.find_states import map_states, places
 from torchopt.transform.in_8_bits import is_coded
-from torchopt.transform.validate import at_least_one, unpacked
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction, positive
+from torchopt.transform.validate import at_least_one
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 from torchopt.typing import ScalarOrSchedule
 
@@ -49,7 +49,6 @@ class Sophia(Rule):
         return (None if self.update_every is None else (k - 1) % self.update_every == 0,)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the averages."""
         mu, h = state
         mu = moving_average(mu, g, self.b1)
         if c[0] is not None:
@@ -150,14 +149,10 @@ def sophia(
 ) -> GradientTransformation:
     """Return Sophia.
 
-    The update is -lr * (u + weight_decay * p), with u the clipped direction of
-    `torchopt.transform.scale_by_sophia`.
-
     Args:
         betas: Decays of the averages of gradient and curvature, in [0, 1).
     """
-    b1, b2 = unpacked(betas, "betas", (0.965, 0.99))
-    direction = Sophia(b1, b2, rho, eps, batch_size, update_every)
+    direction = Sophia.from_betas(betas, rho, eps, batch_size, update_every)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="sophia"
     )

@@ -12,10 +12,9 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.reference.formulas import divide_by_root, moving_average
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.validate import unpacked
+from torchopt.transform.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByYogiState", "scale_by_yogi", "yogi"]
@@ -39,7 +38,6 @@ class Yogi(Rule):
     State = ScaleByYogiState
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
-        """Return the direction and the moments."""
         mu, nu = state
         mu = moving_average(mu, g, self.b1)
         # Clamped to finite numbers, because the difference of two infinities is NaN.
@@ -78,6 +76,5 @@ def yogi(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return Yogi."""
-    b1, b2 = unpacked(betas, "betas", (0.9, 0.999))
-    direction = Yogi(b1, b2, eps, initial_accumulator)
+    direction = Yogi.from_betas(betas, eps, initial_accumulator)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="yogi")

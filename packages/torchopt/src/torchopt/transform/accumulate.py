@@ -12,13 +12,7 @@ from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import as_given, widened
 from torchopt.transform.base import Wrapper
 from torchopt.transform.validate import check
-from torchopt.tree import (
-    require_same_shapes,
-    tree_flatten,
-    tree_leaves,
-    tree_map,
-    tree_unflatten,
-)
+from torchopt.tree import require_same_shapes, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = ["AccumulateState", "accumulate"]
 
@@ -46,7 +40,6 @@ class Accumulate(Wrapper):
     every: int
 
     def init(self, params: Any) -> AccumulateState:
-        """Return the state before the first gradient."""
         empty = tree_map(lambda p: None, params, none_is_leaf=True)
         likes = tree_map(_empty, params, none_is_leaf=True)
         return AccumulateState(0, empty, self.inner.init(params), likes)

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchopt.kernels.reference.formulas import in_double
-from torchopt.transform.base import LeafRule, transformation_of
-from torchopt.transform.counts import increment, zero_counts
-from torchopt.transform.validate import Hyper, at_least_zero
+from torchopt.transform.base import transformation_of
+from torchopt.transform.rule import Hyper, Rule, at_least_zero
 
 __all__ = ["AddNoiseState", "add_noise"]
 
@@ -24,33 +23,24 @@ class AddNoiseState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AddNoise(LeafRule):
-    """u = g + noise."""
+class AddNoise(Rule):
+    """u = g + sqrt(eta / k^gamma) noise."""
 
     eta: Hyper = at_least_zero("eta value", 0.01)
     gamma: Hyper = at_least_zero("gamma value", 0.55)
     generator: torch.Generator | None = None
-    leaf_fields: ClassVar[tuple[str, ...]] = ("count",)
+    State = AddNoiseState
 
-    def init_leaves(self, params: list[Tensor]) -> AddNoiseState:
-        """Return counts of zero."""
-        return AddNoiseState(count=zero_counts(params))
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        variance = in_double(self.eta, k) * torch.pow(k.to(torch.float64), -self.gamma)
+        return (variance.sqrt(),)
 
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        """Return the noisy gradients and the next counts."""
-        counts = increment(state.count)
-        updates = []
-        for g, count in zip(grads, counts):
-            variance = in_double(self.eta, g) * torch.pow(count.to(torch.float64), -self.gamma)
-            updates.append(g + variance.sqrt().to(g.dtype) * self._normal(g))
-        return updates, AddNoiseState(count=counts)
-
-    def _normal(self, g: Tensor) -> Tensor:
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         if self.generator is None:
-            return torch.randn_like(g, requires_grad=False)
-        return torch.randn(g.shape, generator=self.generator, dtype=g.dtype, device=g.device)
+            noise = torch.randn_like(g, requires_grad=False)
+        else:
+            noise = torch.randn(g.shape, generator=self.generator, dtype=g.dtype, device=g.device)
+        return g + c[0] * noise, ()
 
 
 @transformation_of(AddNoise)

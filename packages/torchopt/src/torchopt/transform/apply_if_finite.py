@@ -31,7 +31,6 @@ class ApplyIfFinite(Wrapper):
     max_failures: int
 
     def init(self, params: Any) -> ApplyIfFiniteState:
-        """Return the state before the first step."""
         return ApplyIfFiniteState(0, 0, self.inner.init(params))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:

@@ -15,13 +15,7 @@ from typing import Any, ClassVar, ParamSpec, Protocol, cast
 from torchopt.base import Driver, GradientTransformation, identity, needs_tree
 from torchopt.documented import ARGUMENTS, EXAMPLE, RAISES, complete, documented
 from torchopt.errors import MismatchError
-from torchopt.transform.leaf_rule import (
-    LeafRule,
-    declared_in,
-    init_leaves,
-    overwrite,
-    update_leaves,
-)
+from torchopt.transform.leaf_rule import LeafRule, init_leaves, overwrite, update_leaves
 from torchopt.transform.parts import in_lists, in_trees, parts_of
 from torchopt.tree import (
     flatten_up_to,
@@ -32,15 +26,7 @@ from torchopt.tree import (
     tree_unflatten,
 )
 
-__all__ = [
-    "LeafRule",
-    "Wrapper",
-    "as_transformation",
-    "declared_in",
-    "overwrite",
-    "transformation",
-    "transformation_of",
-]
+__all__ = ["LeafRule", "Wrapper", "as_transformation", "transformation", "transformation_of"]
 
 P = ParamSpec("P")
 
@@ -105,7 +91,6 @@ class Wrapper(Driver):
         return needs_tree(self.inner)
 
     def init(self, params: Any) -> Any:
-        """Return the state of `inner`."""
         return self.inner.init(params)
 
     def update(

@@ -20,7 +20,6 @@ class Centralize(LeafRule):
     complex_numbers: ClassVar[str] = "whole"
 
     def moved(self, g: Tensor, p: Any) -> Tensor:
-        """Return the centred gradient."""
         return g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g
 
 

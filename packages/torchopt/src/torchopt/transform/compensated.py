@@ -13,13 +13,8 @@ from torchopt.base import GradientTransformation, require_transformation
 from torchopt.precision import dense, widened
 from torchopt.transform.base import Wrapper
 from torchopt.transform.copies import exact_tensors, followed_start
-from torchopt.tree import (
-    flatten_up_to,
-    require_tensor_tree,
-    tree_flatten,
-    tree_map,
-    tree_unflatten,
-)
+from torchopt.transform.validate import require_params
+from torchopt.tree import flatten_up_to, require_tensor_tree, tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["CompensatedState", "compensated"]
 
@@ -46,11 +41,7 @@ class Compensated(Wrapper):
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner`, and return updates that can be added without rounding errors."""
-        if params is None:
-            raise AssertionError(
-                "Parameters are required for compensated. "
-                "Call `update(updates, state, params=params)` instead."
-            )
+        require_params(params, "compensated")
         grads, spec = tree_flatten(updates, none_is_leaf=True)
         values = flatten_up_to(spec, params, "params", spec_of="updates")
         rests = flatten_up_to(spec, state.rest, "state.rest")

@@ -9,23 +9,25 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["for_each_distinct", "increment", "same_counts", "zero_counts"]
+__all__ = ["for_each_distinct", "increment", "shared_scalars", "zero_counts"]
 
 T = TypeVar("T")
 
 
 def zero_counts(params: list[Tensor]) -> list[Tensor]:
-    """Return a zero count for each leaf; leaves on one device share a tensor."""
-    return same_counts(params, 0)
+    """Return a zero count for each leaf."""
+    return shared_scalars(params, 0)
 
 
-def same_counts(leaves: Sequence[Any], value: int) -> list[Any]:
-    """Return the count `value` for each leaf, shared on each device; None for None."""
+def shared_scalars(
+    leaves: Sequence[Any], value: float, dtype: torch.dtype = torch.int64
+) -> list[Any]:
+    """Return a 0-dim tensor for each leaf, None for None; leaves on one device share a tensor."""
     shared: dict[torch.device, Tensor] = {}
     return [
         None
         if x is None
-        else shared.setdefault(x.device, torch.full((), value, dtype=torch.int64, device=x.device))
+        else shared.setdefault(x.device, torch.full((), value, dtype=dtype, device=x.device))
         for x in leaves
     ]
 

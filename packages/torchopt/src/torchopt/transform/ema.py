@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from torchopt.kernels.reference.formulas import bias_correction, moving_average
-from torchopt.transform.base import LeafRule, transformation_of
-from torchopt.transform.counts import increment, zero_counts
-from torchopt.transform.starts import zeros_like
-from torchopt.transform.validate import Hyper, fraction
+from torchopt.transform.base import transformation_of
+from torchopt.transform.rule import Hyper, Rule, fraction
 
 __all__ = ["EmaState", "ema"]
 
@@ -25,29 +23,19 @@ class EmaState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ema(LeafRule):
+class Ema(Rule):
     """u = ema' / (1 - decay^k)."""
 
     decay: Hyper = fraction("decay value")
     debias: bool = True
-    leaf_fields: ClassVar[tuple[str, ...]] = ("ema", "count")
-    overwritten_fields: ClassVar[tuple[str, ...]] = ("ema",)
+    State = EmaState
 
-    def init_leaves(self, params: list[Tensor]) -> EmaState:
-        """Return averages and counts of zero."""
-        return EmaState(ema=zeros_like(params, False), count=zero_counts(params))
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        return (bias_correction(self.decay, k),)
 
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        """Return the averages."""
-        counts = increment(state.count)
-        averages = [moving_average(e, g, self.decay) for g, e in zip(grads, state.ema)]
-        updates = [
-            e / bias_correction(self.decay, k, e.dtype) if self.debias else e.clone()
-            for e, k in zip(averages, counts)
-        ]
-        return updates, EmaState(ema=averages, count=counts)
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        average = moving_average(state[0], g, self.decay)
+        return average / c[0] if self.debias else average, (average,)
 
 
 @transformation_of(Ema)

@@ -121,7 +121,6 @@ class InEightBits(Wrapper):
         return tree_map(start, state)
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Step `inner`."""
         _require_constants(
             (updates, state),
             "gradients without a graph or transform, because codes have no derivative; use the "

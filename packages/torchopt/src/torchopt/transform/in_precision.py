@@ -11,13 +11,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.transform.base import Wrapper
-from torchopt.tree import (
-    flatten_up_to,
-    require_tensor_tree,
-    tree_flatten,
-    tree_map,
-    tree_unflatten,
-)
+from torchopt.tree import flatten_up_to, require_tensor_tree, tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["in_precision"]
 
@@ -35,7 +29,6 @@ class InPrecision(Wrapper):
         return tree_map(cast, tree, none_is_leaf=True)
 
     def init(self, params: Any) -> Any:
-        """Return the state of `inner` for the parameters in `dtype`."""
         require_tensor_tree(params, "init(params): a parameter")
         return self.inner.init(self._cast(params))
 

@@ -57,28 +57,27 @@ class InjectHyperparams(Driver):
     schedules: dict[str, Callable[[Any], Any]]
     static: dict[str, Any]
 
-    def _hyperparams(self, state_values: dict[str, Any], count: int) -> dict[str, Any]:
-        return state_values | {
-            name: _tensors(schedule(count)) for name, schedule in self.schedules.items()
-        }
+    def _made(
+        self, values: dict[str, Any], count: int
+    ) -> tuple[dict[str, Any], GradientTransformation]:
+        """Return the hyper-parameters after `count` steps, and what `make` returns for them."""
+        values |= {name: _tensors(schedule(count)) for name, schedule in self.schedules.items()}
+        return values, self.make(**self.static, **values)
+
+    def _first(self) -> tuple[dict[str, Any], GradientTransformation]:
+        return self._made({name: _tensors(value) for name, value in self.injected.items()}, 0)
 
     @property
     def needs_tree(self) -> bool:
         """Whether the transformation needs trees, as masks do."""
-        injected = {name: _tensors(value) for name, value in self.injected.items()}
-        return needs_tree(self.make(**self.static, **self._hyperparams(injected, 0)))
+        return needs_tree(self._first()[1])
 
     def init(self, params: Any) -> InjectHyperparamsState:
-        """Return the hyper-parameters and the state of the transformation."""
-        injected = {name: _tensors(value) for name, value in self.injected.items()}
-        hyperparams = self._hyperparams(injected, 0)
-        inner = self.make(**self.static, **hyperparams)
+        hyperparams, inner = self._first()
         return InjectHyperparamsState(hyperparams, 0, inner.init(params))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Step with the hyper-parameters in the state."""
-        hyperparams = self._hyperparams(dict(state.hyperparams), state.steps)
-        inner = self.make(**self.static, **hyperparams)
+        hyperparams, inner = self._made(dict(state.hyperparams), state.steps)
         stepped, inner_state = inner.update(
             updates, state.inner_state, params=params, inplace=inplace
         )
@@ -151,6 +150,6 @@ def inject_hyperparams(
         at_start = {n: schedule(0) for n, schedule in schedules.items()}
         # Tensors are not checked: this call raises for numbers that are out of range.
         make(**values | at_start)
-        return GradientTransformation(injecting.init, injecting.update)
+        return injecting.pair()
 
     return injected

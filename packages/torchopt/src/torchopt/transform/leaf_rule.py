@@ -29,6 +29,7 @@ from torchopt.precision import (
     without_autocast,
 )
 from torchopt.shown import Described, options
+from torchopt.transform.validate import require_params
 from torchopt.tree import describe_mismatch, first_of_another_shape, require_tensors
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class LeafRule(Described):
         overwritten_fields: The fields whose tensors an in-place step writes into.
         compressed: Whether the tensors of `overwritten_fields` have other shapes than the leaves.
         reads_params: Whether `update_leaves` reads `params`.
+        needs_params: What reads them, in messages.
         complex_numbers: How the rule gets complex tensors: as `"pairs"` of real numbers in a last
             dimension, as `"whole"` tensors, or `"refused"`, with an error.
         keeps_sparse: Whether `update_leaves` accepts sparse gradients. Other rules get them as
@@ -72,10 +74,7 @@ class LeafRule(Described):
     widens: ClassVar[bool] = True
     takes_directions: ClassVar[bool] = False
     checks: ClassVar[tuple[tuple[str, Callable[[Any], None]], ...]] = ()
-    params_message: ClassVar[str] = (
-        "Parameters are required for this transformation. "
-        "Call `update(updates, state, params=params)` instead."
-    )
+    needs_params: ClassVar[str] = "this transformation"
 
     @lazy
     def fields_with_tensors(self) -> tuple[str, ...]:
@@ -154,11 +153,9 @@ def init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
     present = [i for i, p in enumerate(leaves) if p is not None]
     if rule.leaf_fields:
         require_tensors(leaves, present, "init(params): a parameter")
-    if rule.complex_numbers == "refused":
-        for i in present:
-            if leaves[i].is_complex():
-                raise _refused_complex(rule, i)
-    state = _of_this_step(rule).init_leaves([leaves[i] for i in present])
+    kept = [leaves[i] for i in present]
+    _refuse_complex(rule, present, kept)
+    state = _of_this_step(rule).init_leaves(kept)
     if len(present) == len(leaves):
         return state
     absent = [None] * len(leaves)
@@ -166,10 +163,7 @@ def init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
 
 
 def _of_this_step(rule: LeafRule) -> LeafRule:
-    """Return `rule` with copies of its tensors, 0-dim if they have one element.
-
-    The originals may be written to before the step is differentiated.
-    """
+    """Return `rule` with its tensors as they are now."""
     if not rule.fields_with_tensors:
         return rule
     return dataclasses.replace(
@@ -232,13 +226,15 @@ def _apply(
         raise
 
 
-def _refused_complex(rule: LeafRule, leaf: int) -> MismatchError:
-    return MismatchError(
-        leaf,
-        f"{type(rule).__name__}: expected real tensors, got a complex one, whose statistics are "
-        "not those of a pair of real ones; step it with an element-wise optimizer "
-        "(transform.partition), or pass torch.view_as_real of it",
-    )
+def _refuse_complex(rule: LeafRule, present: Sequence[int], tensors: Sequence[Tensor]) -> None:
+    for leaf, x in zip(present, tensors) if rule.complex_numbers == "refused" else ():
+        if x.is_complex():
+            raise MismatchError(
+                leaf,
+                f"{type(rule).__name__}: expected real tensors, got a complex one, whose "
+                "statistics are not those of a pair of real ones; step it with an element-wise "
+                "optimizer (transform.partition), or pass torch.view_as_real of it",
+            )
 
 
 def _unlike_parameter(leaf: int, p: Tensor, g: Tensor) -> MismatchError:
@@ -313,8 +309,8 @@ def update_leaves(
     inplace: bool,
 ) -> tuple[list[Any], Any]:
     """Return the updates and the next state for lists of leaves, with None for missing ones."""
-    if rule.reads_params and params is None:
-        raise AssertionError(rule.params_message)
+    if rule.reads_params:
+        require_params(params, rule.needs_params)
     if any(getattr(state, f, state) is None for f in rule.later_fields):
         state = rule.complete(state)
     try:
@@ -339,19 +335,19 @@ def update_leaves(
     )
     if not present and grads:
         return [None] * len(grads), state
-    packed = grads if everything else [grads[i] for i in present]
+
+    def own(values: list[Any]) -> list[Any]:
+        return values if everything else [values[i] for i in present]
+
+    packed = own(grads)
     require_tensors(grads, present, "update(updates, state): a gradient")
     if not rule.keeps_sparse:
         packed = list(map(dense, packed))
-    packed_state = (
-        state
-        if everything
-        else state._replace(**{f: [v[i] for i in present] for f, v in old.items()})
-    )
+    packed_state = state if everything else state._replace(**{f: own(v) for f, v in old.items()})
     packed_params: list[Any] = []
     if rule.reads_params and params is not None:
         require_tensors(params, present, "update(updates, state, params=params): a parameter")
-        packed_params = params if everything else [params[i] for i in present]
+        packed_params = own(params)
 
     if (old or rule.reads_params) and not all(map(_has_fractions, packed)):
         leaf = next(i for i, g in zip(present, packed) if not _has_fractions(g))
@@ -361,10 +357,7 @@ def update_leaves(
             f"{grads[leaf].dtype}, which would be rounded; give None for leaves that are "
             "not trained",
         )
-    refused = rule.complex_numbers == "refused"
-    for i, g in zip(present, packed) if refused else ():
-        if g.is_complex():
-            raise _refused_complex(rule, i)
+    _refuse_complex(rule, present, packed)
     updates, new_state = _compute(
         rule, packed, packed_state, packed_params, present, inplace=inplace
     )

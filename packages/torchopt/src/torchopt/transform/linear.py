@@ -30,9 +30,7 @@ def plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
 class _WeightDecay(LeafRule):
     weight_decay: float | Tensor
     reads_params: ClassVar[bool] = True
-    params_message: ClassVar[str] = LeafRule.params_message.replace(
-        "this transformation", "weight decay"
-    )
+    needs_params: ClassVar[str] = "weight decay"
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,9 @@ class FlipSignAndAddWeightDecay(_WeightDecay):
     maximize: bool
 
     def join(self, plan: Plan) -> Plan | None:
-        """Return `plan` with this stage."""
         return plan.penalized(self.weight_decay, self.maximize)
 
     def moved(self, g: Tensor, p: Any) -> Tensor:
-        """Return the gradient of the objective with its penalty."""
         return plus(g.neg() if self.maximize else g, p, self.weight_decay)
 
 
@@ -57,13 +53,11 @@ class AddDecayedWeights(_WeightDecay):
     factor: float | Tensor | None = None
 
     def join(self, plan: Plan) -> Plan | None:
-        """Return `plan` with this stage."""
         return plan.decayed(self.weight_decay) if self.factor is None else None
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Return the updates with the decay added."""
         decay = self.weight_decay if self.factor is None else self.factor * self.weight_decay
         return [plus(g, p, decay) for g, p in zip(grads, params)], state
 
@@ -81,13 +75,11 @@ class Scale(LeafRule):
         return {"lr": self.step_size} if self.sign == -1 else {"maximize": True}
 
     def join(self, plan: Plan) -> Plan | None:
-        """Return `plan` with this stage."""
         return plan.scaled(self.sign, self.step_size)
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Return the scaled gradients."""
         step_size = self.sign * self.step_size
         if isinstance(step_size, torch.Tensor):
             return [g * step_size.to(g) for g in grads], state

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.transform.base import Wrapper
 from torchopt.transform.leaf_rule import as_of_now
-from torchopt.transform.validate import check
+from torchopt.transform.validate import check, require_params
 from torchopt.tree import is_smooth, require_same_shapes, require_tensor_tree, tree_map
 
 __all__ = ["LookaheadState", "lookahead"]
@@ -33,18 +33,13 @@ class Lookahead(Wrapper):
     alpha: float | Tensor
 
     def init(self, params: Any) -> LookaheadState:
-        """Return slow weights equal to the parameters."""
         require_tensor_tree(params, "init(params): a parameter")
         slow = tree_map(lambda p: p.clone(), params)
         return LookaheadState(steps=0, slow=slow, inner_state=self.inner.init(params))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner`; after every `every` steps, return to the new slow weights."""
-        if params is None:
-            raise AssertionError(
-                "Parameters are required for lookahead. "
-                "Call `update(updates, state, params=params)` instead."
-            )
+        require_params(params, "lookahead")
         require_same_shapes(params, updates, "lookahead: a gradient like the parameter")
         require_same_shapes(params, state.slow, "lookahead: slow weights like the parameter")
         fast, inner_state = self.inner.update(

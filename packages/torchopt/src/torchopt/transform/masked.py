@@ -65,7 +65,6 @@ class Masked(Driver):
         return tree_unflatten(spec, part_of(leaves, kept, True)), kept, spec
 
     def init(self, params: Any) -> MaskedState:
-        """Return the state of `inner` for the parameters where the mask is true."""
         return MaskedState(inner_state=self.inner.init(self._hide(params)[0]))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:

@@ -25,7 +25,6 @@ class NanToNum(LeafRule):
     widens: ClassVar[bool] = False  # the largest number depends on the dtype
 
     def moved(self, g: Tensor, p: Any) -> Tensor:
-        """Return the update with NaN and infinities replaced."""
         nan, posinf, neginf = (
             None if isinstance(value, Tensor) else value
             for value in (self.nan, self.posinf, self.neginf)

@@ -33,7 +33,6 @@ class Orthogonalize(LeafRule):
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Return the orthogonalized updates."""
         for g in grads:
             if g.ndim != 2:
                 raise ValueError(f"orthogonalize: expected matrices, got shape {tuple(g.shape)}")

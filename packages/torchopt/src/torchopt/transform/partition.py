@@ -43,7 +43,6 @@ class Partition(Driver):
         return found
 
     def init(self, params: Any) -> PartitionState:
-        """Return the state of each transformation for its part."""
         leaves, spec = tree_flatten(params, none_is_leaf=True)
         labels = self._leaf_labels(params)
         return PartitionState(

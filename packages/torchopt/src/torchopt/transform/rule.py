@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The definition of an optimizer: its state, its hyper-parameters, its formula for one tensor.
+"""A rule written for one tensor: its state, its hyper-parameters, its formula.
 
 The formula runs eagerly, compiled and under vmap, and serves all derivatives without a kernel.
 """
@@ -9,21 +9,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from torchopt.kernels.native import is_writable
 from torchopt.torch_internals import in_vmap
-from torchopt.transform.base import LeafRule, declared_in
-from torchopt.transform.counts import for_each_distinct, increment, same_counts, zero_counts
+from torchopt.transform.counts import for_each_distinct, increment, shared_scalars, zero_counts
+from torchopt.transform.leaf_rule import LeafRule, declared_in
+from torchopt.transform.plan import Plan
 from torchopt.transform.starts import filled_like, zeros_like
-from torchopt.transform.validate import Hyper, at_least_zero, fraction, number, positive
+from torchopt.transform.validate import Hyper, at_least_zero, fraction, number, positive, unpacked
 from torchopt.tree_function import is_traced
-
-if TYPE_CHECKING:
-    from torchopt.transform.plan import Plan
 
 __all__ = ["Hyper", "Rule", "at_least_zero", "fraction", "number", "positive"]
 
@@ -78,8 +76,15 @@ class Rule(LeafRule):
         ):
             cls.kernel = None  # the inherited kernel is that of another formula
 
+    @classmethod
+    def from_betas(cls, betas: Any, *rest: Any) -> Rule:
+        """Return the rule with the entries of `betas` for b1, b2, ..., followed by `rest`."""
+        usual = tuple(getattr(cls, b) for b in ("b1", "b2", "b3") if hasattr(cls, b))
+        make: Any = cls  # the fields are those of a subclass
+        made: Rule = make(*unpacked(betas, "betas", usual), *rest)
+        return made
+
     def join(self, plan: Plan) -> Plan | None:
-        """Return `plan` with this rule."""
         return None if self.kernel is None else plan.directed(self)
 
     def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
@@ -118,10 +123,9 @@ class Rule(LeafRule):
         """
 
     def init_leaves(self, params: list[Tensor]) -> Any:
-        """Return the initial state."""
         fields: dict[str, Any] = {role: self.start(role, params) for role in self.roles}
         for name, value in self.shared.items():
-            fields[name] = _same(params, value)
+            fields[name] = shared_scalars(params, value, torch.float64)
         if "count" in self.State._fields:
             fields["count"] = zero_counts(params)
         if "t" in self.State._fields:
@@ -132,12 +136,11 @@ class Rule(LeafRule):
     def complete(self, state: Any) -> Any:
         """Return the state with counts that follow from its `t`."""
         steps = int(state.t) - 1
-        return state._replace(count=same_counts(getattr(state, self.roles[0]), steps))
+        return state._replace(count=shared_scalars(getattr(state, self.roles[0]), steps))
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Return the directions and the next state."""
         counts: list[Any] = [None] * len(grads)
         new: dict[str, Any] = {}
         if "count" in self.leaf_fields:
@@ -223,11 +226,3 @@ def _after(counts: Sequence[Tensor]) -> Tensor:
     for count in others:
         last = torch.maximum(last, count.to(last.device))
     return last + 1
-
-
-def _same(params: list[Tensor], value: float) -> list[Tensor]:
-    shared: dict[torch.device, Tensor] = {}
-    return [
-        shared.setdefault(p.device, torch.full((), value, dtype=torch.float64, device=p.device))
-        for p in params
-    ]

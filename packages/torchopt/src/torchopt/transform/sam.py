@@ -49,7 +49,6 @@ class Sam(Wrapper):
     rho: float | Tensor
 
     def init(self, params: Any) -> SamState:
-        """Return the state before a climb."""
         empty = tree_map(lambda p: None, params, none_is_leaf=True)
         return SamState(climbed=False, climb=empty, inner_state=self.inner.init(params))
 

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import for_each_distinct, increment, zero_counts
+from torchopt.transform.plan import Plan
 from torchopt.typing import Schedule
-
-if TYPE_CHECKING:
-    from torchopt.transform.plan import Plan
 
 __all__ = ["ScaleByScheduleState", "scale_by_schedule"]
 
@@ -34,15 +32,12 @@ class ScaleBySchedule(LeafRule):
     keeps_sparse: ClassVar[bool] = True
 
     def hyper_parameters(self) -> dict[str, Any]:
-        """Return the schedule as a step size."""
         return {"lr": self.step_size_fn}
 
     def join(self, plan: Plan) -> Plan | None:
-        """Return `plan` with this stage."""
         return plan.scheduled(self.step_size_fn, self.sign)
 
     def init_leaves(self, params: list[Tensor]) -> ScaleByScheduleState:
-        """Return counts of zero."""
         return ScaleByScheduleState(count=zero_counts(params))
 
     def update_leaves(

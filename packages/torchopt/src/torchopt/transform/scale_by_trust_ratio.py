@@ -26,7 +26,6 @@ class ScaleByTrustRatio(LeafRule):
     takes_directions: ClassVar[bool] = True
 
     def moved(self, g: Tensor, p: Any) -> Tensor:
-        """Return the scaled update."""
         of_p, of_g = scaled(p), scaled(g)
         usable = (of_p.norm > 0) & (of_g.norm > 0)
         divisor = torch.where(usable, of_g.norm + self.eps / of_g.size, 1.0)

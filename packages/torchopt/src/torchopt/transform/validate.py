@@ -24,6 +24,7 @@ __all__ = [
     "fraction",
     "number",
     "positive",
+    "require_params",
     "unpacked",
     "within",
 ]
@@ -138,6 +139,15 @@ def _is_number(value: Hyper | None, what: str) -> bool:
             "torchopt.schedule, or step torchopt.optim.TorchOptimizer, which takes such schedulers"
         )
     raise TypeError(f"Invalid {what}: expected a number or a tensor, got {shown(value)} ({kind})")
+
+
+def require_params(params: Any, what: str) -> None:
+    """Raise AssertionError unless `update` got the parameters, which `what` needs."""
+    if params is None:
+        raise AssertionError(
+            f"Parameters are required for {what}. "
+            "Call `update(updates, state, params=params)` instead."
+        )
 
 
 def unpacked(values: Iterable[Any], name: str, usual: tuple[Any, ...]) -> tuple[Any, ...]:
