@@ -7,6 +7,7 @@ The oracle is the same loss on a module that computes g v / ‖v‖ explicitly.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +15,18 @@ import pytest
 import torch
 from problems import Cube
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils.parametrizations import weight_norm
 
 import torchopt
 from torchopt.diff import Implicit
 from torchopt.diff.implicit import ImplicitMetaGradientModule, custom_root
+from torchopt.diff.twice_differentiable import TwiceDifferentiable, _with_zeros
 from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
 from torchopt.linear_solve import CG
 from torchopt.params import functional_call
 from torchopt.solvers import LBFGS, LevenbergMarquardt, Newton, NewtonCG, SolveStatus
+from torchopt.torch_internals import forward_mode, has_tangent
 
 Params = dict[str, Tensor]
 generator = torch.Generator().manual_seed(0)
@@ -322,3 +326,43 @@ def test_an_implicit_gradient_names_the_operation_without_a_second_derivative(mo
     transform = torch.func.jacrev if mode == "reverse" else torch.func.jacfwd
     with pytest.raises(NotDifferentiableError, match="LBFGS.*cdist.*write the distances out"):
         transform(solution)(scale)
+
+
+def test_both_terms_of_a_sum_have_tangents_if_one_has() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y, t = (torch.randn(3, 2, dtype=torch.float64, generator=generator) for _ in range(3))
+    with forward_mode():
+        dual = forward_ad.make_dual(x, t)
+        for terms, expected in (((dual, y), t), ((y, dual), -t)):
+            filled = _with_zeros(terms)
+            assert all(map(has_tangent, filled))
+            with TwiceDifferentiable():
+                found = terms[0] - terms[1]
+            assert torch.equal(forward_ad.unpack_dual(found).tangent, expected)
+        for other in ((x, y), (dual, dual), (dual, y[:1].expand(3, 2)), (dual, 1.5)):
+            assert _with_zeros(other) is other
+
+
+def test_no_function_in_python_is_asked_for_the_shapes_of_tangents() -> None:
+    seen: list[str] = []
+
+    def watch(frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.endswith("_refs/__init__.py"):
+            seen.append(frame.f_code.co_name)
+
+    net = nn.Sequential(nn.Linear(3, 2), nn.Tanh()).double()
+
+    def loss(params: Params, x: Tensor) -> Tensor:
+        out: Tensor = functional_call(net, params, x) - Y
+        return (out**2).mean()
+
+    params = {k: p.detach().clone().requires_grad_() for k, p in net.named_parameters()}
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, derivative="mixed")
+    total = torch.stack([p.square().sum() for p in inner(params, X).params.values()]).sum()
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        total.backward()
+    finally:
+        sys.setprofile(before)
+    assert not seen

@@ -58,6 +58,7 @@ APART = {"_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modul
 }
 # Replaced during a call, perhaps by another thread.
 PATCHED = {"forward"}
+NOT_RECORDED = APART | PATCHED
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
         {
             k: v
             for k, v in list(module.__dict__.items())
-            if k not in APART | PATCHED and not k.endswith("_hooks") and has_no_graph(v)
+            if k not in NOT_RECORDED and not k.endswith("_hooks") and has_no_graph(v)
         }
     )
 
@@ -325,6 +326,12 @@ class Surroundings:
         held = self._states or self._slots or self._contents or self._elements
         if sources or held or self._modes != Modes.now():
             return self._replayed(sources, first=self._fresh and not anew)
+        return contextlib.nullcontext()
+
+    def replayed_beside(self) -> contextlib.AbstractContextManager[None]:
+        """Return `replayed()` for the object `beside` alone, if it draws no random numbers."""
+        if self._varying or self._modes != Modes.now():
+            return self.replayed()
         return contextlib.nullcontext()
 
     @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from torchopt.diff.attention import attention
@@ -23,11 +24,13 @@ from torchopt.torch_internals import (
     correct_second_derivatives,
     count_transforms,
     forward_mode_enabled,
+    has_tangent,
     in_forward_mode,
     inner_transforms_are_vmaps,
     is_batched,
     is_checkpoint_in_transform,
     is_once_differentiable,
+    is_traced,
     recompute_in,
     saved_tensor_hooks_allowed,
     set_forward_mode,
@@ -175,6 +178,8 @@ class TwiceDifferentiable(_Recomputing):
         if self._paused and torch.is_grad_enabled() and count_transforms() == self._paused_at:
             self._pause(False)  # no_grad ended unnoticed, in a Function where torch saves a tensor
         if name not in _LOOKED_AT:  # nearly all
+            if self._has_tangents and name in _SUMS:
+                args = _with_zeros(args)
             found = func(*args, **kwargs)
             if self._paused and inner_transforms_are_vmaps(self._paused_at):
                 return _without_tangent(found, args)
@@ -284,6 +289,27 @@ def _with_attention(function: Any) -> Callable[..., Any]:
     made.__kwdefaults__ = function.__kwdefaults__
     own[function.__name__] = made  # it passes itself on to subclasses of tensors
     return made
+
+
+_SUMS = {"add", "sub"}
+
+
+def _with_zeros(terms: Any) -> Any:
+    """Return two terms, of which both have tangents if one has.
+
+    For a tangent that is missing, torch asks a function in Python for shapes.
+    """
+    if len(terms) != 2 or not all(type(x) is Tensor and x.is_contiguous() for x in terms):
+        return terms
+    x, y = terms
+    if x.dtype != y.dtype or not x.is_floating_point() or is_traced() or is_transforming():
+        return terms
+    has = has_tangent(x), has_tangent(y)
+    if has[0] == has[1]:
+        return terms
+    bare = terms[has[0]]
+    filled = forward_ad.make_dual(bare, torch.zeros_like(bare))
+    return (x, filled) if has[0] else (filled, y)
 
 
 _GRADIENT: Any = vars(Tensor.__base__)["grad"].__get__  # the getter of `x.grad`

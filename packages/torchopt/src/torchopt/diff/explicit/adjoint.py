@@ -155,8 +155,10 @@ def pull_back_steps(
     """
     carry, grads = moment.taken()
     variables = Variables.of(call, carry, inputs, steps)
-    # The optimizer may draw random numbers after the loss, hence in the same context.
-    with replayed(), torch.enable_grad():
+    # The optimizer may draw random numbers after the loss, hence in the same context. If it does,
+    # no gradient is kept.
+    alone = grads is not None and moment.seen is not None
+    with moment.seen.replayed_beside() if alone else replayed(), torch.enable_grad():
         optimizer = inputs.optimizer_now()
         if call.derivative == "reverse":
             out = _reverse(call, variables, optimizer, steps, grads, cotangents)

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ _WRONG = {
     "CholeskyInverseBackward0": "torch.cholesky_solve of the identity",
     "TriangularSolveBackward0": "torch.linalg.solve_triangular",
 }
+SMALL = 2**20  # bytes of gradients that are kept until their tangents are known
 ROUNDINGS = 1e3  # how many rounding errors may add up in a gradient
 _PRECISE = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 _REFUSALS = ("forward AD", "forward mode AD", "jvp function", "_efficientzerotensor")
@@ -69,6 +71,9 @@ def dual_gradient(
                 f"of a normalisation in it, got {name}, in which torch's forward mode treats mean "
                 'and variance as constants; use derivative="reverse".'
             )
+    if cotangents is None and not is_traced():
+        # For a tangent that is missing, torch asks a function in Python for shapes.
+        cotangents = [forward_ad.make_dual(torch.ones_like(y), torch.zeros_like(y)) for y in values]
     graph = not _WITH_GRAPH.isdisjoint(names)
     return torch.autograd.grad(values, at, cotangents, create_graph=graph, allow_unused=True)
 
@@ -98,14 +103,13 @@ class Slope:
 
     Attributes:
         value: The slope.
-        scale: The norms of gradients and tangents, multiplied and added up.
-        reach: The norms of the tangents, added up.
+        sizes: Returns the norms of gradients and tangents, multiplied and added up, and the norms
+            of the tangents, added up.
         dtypes: Of the gradients.
     """
 
     value: float
-    scale: float
-    reach: float
+    sizes: Callable[[], tuple[float, float]]
     dtypes: frozenset[torch.dtype]
 
     @staticmethod
@@ -116,10 +120,11 @@ class Slope:
         if not pairs or not dtypes <= _PRECISE or is_traced() or any_autocast():
             return None
         slopes = [torch.vdot(g.reshape(-1), d.reshape(-1)).real.double() for g, d in pairs]
-        norms = _norms([g for g, _ in pairs]), _norms([d for _, d in pairs])
-        both = torch.stack([torch.stack(slopes).sum(), norms[0].dot(norms[1]), norms[1].sum()])
-        value, scale, reach = both.tolist()
-        return Slope(value, scale, reach, dtypes)
+        value = float(torch.stack(slopes).sum())
+        if sum(g.nbytes for g, _ in pairs) <= SMALL:
+            return Slope(value, functools.partial(_sizes, pairs), dtypes)
+        sizes = _sizes(pairs)  # later, the gradients would still take memory
+        return Slope(value, lambda: sizes, dtypes)
 
     def require(
         self, value: Tensor, params: Sequence[Tensor], curved: Sequence[Tensor | None]
@@ -144,14 +149,17 @@ class Slope:
         limits = [torch.finfo(dtype) for dtype in (value.dtype, *self.dtypes)]
         eps, tiny = max(x.eps for x in limits), max(x.tiny for x in limits)
         apart = abs(found - self.value)
-        if apart <= eps ** (1 / 3) * self.scale or apart <= tiny / eps:
+        # The slope is not larger than the scale, which takes longer to compute.
+        if apart <= max(eps ** (1 / 3) * abs(self.value), tiny / eps):
             return
-        noise = self.reach
+        scale, noise = self.sizes()
+        if apart <= eps ** (1 / 3) * scale:
+            return
         both = [(x, c) for x, c in zip(params, curved) if c is not None]
         if both:
             noise += float(_norms([x for x, _ in both]).dot(_norms([c for _, c in both])))
         coarse = _eps_inside(value)
-        if coarse > eps and apart <= 8 * coarse * self.scale:
+        if coarse > eps and apart <= 8 * coarse * scale:
             return
         if apart > ROUNDINGS * eps * noise:  # never for NaN
             raise NotDifferentiableError(
@@ -167,6 +175,12 @@ def _eps_inside(value: Tensor) -> float:
     dtypes = {dtype for node in graph_of([value])[0] for dtype in dtypes_of_node(node)}
     found = (torch.finfo(x).eps for x in dtypes if x.is_floating_point or x.is_complex)
     return max(found, default=0.0)
+
+
+def _sizes(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    norms = _norms([g for g, _ in pairs]), _norms([d for _, d in pairs])
+    scale, reach = torch.stack([norms[0].dot(norms[1]), norms[1].sum()]).tolist()
+    return scale, reach
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:

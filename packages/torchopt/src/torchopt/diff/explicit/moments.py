@@ -84,7 +84,7 @@ class Moments(dict[int, Any]):
         begin = next((t for t in range(step, -1, -1) if self[t].carry is not None), 0)
         carry = self[begin].carry or self._started()
         for t in range(begin, step):
-            with self[t].seen.replayed():
+            with self[t].seen.replayed_beside():
                 carry = updated(self._call, carry, self[t].grads)
         return replace(found, carry=carry)
 
