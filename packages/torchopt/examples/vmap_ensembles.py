@@ -8,7 +8,7 @@ step of 50 networks is one program over stacked parameters, and so is the adapta
    samples. The mean of their probabilities is more accurate than the average member and has a
    smaller log-loss, and its entropy is larger where it is wrong.
 2. One meta-step of MAML on sine waves: the same meta-gradient from a loop over tasks, from one
-   vmap, and from `torchopt.inner_loop` with `tasks=`, and the time of each.
+   vmap, and from `torchopt.inner_loop` with `tasks=`, which is traced once, and the time of each.
 
 References:
     B. Lakshminarayanan, A. Pritzel, C. Blundell, Simple and Scalable Predictive Uncertainty
@@ -204,7 +204,7 @@ def error(params: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
     return ((network(params, x) - y) ** 2).mean()
 
 
-adapt = torchopt.inner_loop(error, torchopt.adam(0.01), steps=3, tasks=(None, 0))
+adapt = torchopt.inner_loop(error, torchopt.adam(0.01), steps=3, tasks=(None, 0), execute="trace")
 
 
 def task_loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
