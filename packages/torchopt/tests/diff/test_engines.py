@@ -25,6 +25,7 @@ from torchopt.diff import (
     implicit,
     zero_order,
 )
+from torchopt.diff.implicit import Adaptation
 from torchopt.diff.zero_order import Gaussian
 from torchopt.errors import GradientMismatchError, NotDifferentiableError
 from torchopt.linear_solve import CG, Cholesky
@@ -117,6 +118,30 @@ def test_tasks_are_the_loop_over_tasks(engine):
     found, _ = gradient(many, thetas)
     expected = torch.stack([gradient(one, t)[0] for t in thetas])
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("engine", "slope", "tasks"),
+    [
+        (Explicit(), 1.0, None),
+        (Explicit(), 1.0, (0, 0)),
+        (Implicit(), 1.0, None),
+        (Implicit(), 1.0, (0, 0)),
+        (Implicit(solve=Adaptation()), 0.8, None),
+    ],
+)
+def test_trees_may_have_missing_leaves_and_numbers(engine, slope, tasks):
+    def loss(p, batch):
+        return ((p["w"] - batch["x"]) ** 2).sum() * batch["half"] * 2
+
+    shape = (3, 2) if tasks else (2,)
+    x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
+    inner = engine.over(loss, torchopt.sgd(0.4), steps=30, tasks=tasks)
+    params = {"w": torch.zeros_like(x, requires_grad=False), "missing": None}
+    result = inner(params, {"x": x, "missing": None, "half": 0.5, "name": "batch"})
+    assert result.params["missing"] is None
+    (got,) = torch.autograd.grad(result.params["w"].sum(), x)
+    torch.testing.assert_close(got, torch.full_like(x, slope))
 
 
 @pytest.mark.parametrize("optimizer", [torchopt.sgd(0.5, momentum=0.5), torchopt.adam(0.1)])

@@ -13,7 +13,13 @@ from torch import Tensor
 from torchopt.diff.closure import captured
 from torchopt.diff.engine import Engine
 from torchopt.diff.rebuild import rebuilt
-from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
+from torchopt.tree import (
+    is_smooth,
+    prefix_leaves,
+    tree_flatten,
+    tree_leaves,
+    tree_unflatten,
+)
 from torchopt.tree_function import is_differentiated
 
 __all__ = ["InnerCall", "over_tasks", "require_verify"]
@@ -46,19 +52,26 @@ def over_tasks(
             f"argument ({len(args)}), got {len(tasks)}."
         )
     form: list[Any] = []
-    of_state, state_spec = tree_flatten(state, none_is_leaf=True)
-    split = [isinstance(x, Tensor) and x.ndim > 0 for x in of_state]
+    given, whole = tree_flatten((state, args), none_is_leaf=True)
+    of_state = tree_leaves(state, none_is_leaf=True)
+    dims = [0 if isinstance(x, Tensor) and x.ndim else None for x in of_state]
+    for i, (tree, dim) in enumerate(zip(args, tasks)):
+        dims += prefix_leaves(dim, tree, f"tasks: the dimensions of argument {i}")
+    # Only these go through vmap, whose trees have leaves of None and take no numbers.
+    where = [i for i, x in enumerate(given) if isinstance(x, Tensor) and dims[i] is not None]
 
-    def tensors(own: list[Tensor], *args: Any) -> tuple[Tensor, ...]:
-        mine = iter(own)
-        filled = [next(mine) if s else x for x, s in zip(of_state, split)]
-        found = function(tree_unflatten(state_spec, filled), *args)
+    def tensors(own: list[Tensor]) -> tuple[Tensor, ...]:
+        filled = list(given)
+        for i, x in zip(where, own):
+            filled[i] = x
+        rebuilt: Any = tree_unflatten(whole, filled)
+        found = function(rebuilt[0], *rebuilt[1])
         leaves, spec = tree_flatten(found, none_is_leaf=True)
         form[:] = [spec, *leaves]
         return tuple(x for x in leaves if isinstance(x, Tensor))
 
-    run = torch.func.vmap(tensors, in_dims=(0, *tasks), randomness="different")
-    batched = run([x for x, s in zip(of_state, split) if s], *args)
+    run = torch.func.vmap(tensors, ([dims[i] for i in where],), randomness="different")
+    batched = run([given[i] for i in where])
     results, (spec, *leaves) = iter(batched), form
     return tree_unflatten(spec, [next(results) if isinstance(x, Tensor) else x for x in leaves])
 

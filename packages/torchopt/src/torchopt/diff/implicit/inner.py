@@ -88,11 +88,14 @@ class Adaptation:
             )
 
         def solved(matvec: Callable[[Any], Any], b: Any) -> Any:
-            def update(gradient: Any) -> Any:
-                return optimizer.update(gradient, state, params=params, inplace=False)[0]
+            leaves, form = tree_flatten(gradient)
 
-            pull = torch.func.vjp(update, gradient)[1]
-            return tree_map(torch.neg, pull(b)[0])
+            def update(leaves: Sequence[Tensor]) -> Any:
+                slope = tree_unflatten(form, leaves)
+                return tree_leaves(optimizer.update(slope, state, params=params, inplace=False)[0])
+
+            pull = torch.func.vjp(update, leaves)[1]
+            return tree_unflatten(form, list(map(torch.neg, pull(tree_leaves(b))[0])))
 
         return solved
 
@@ -283,12 +286,14 @@ class Implicit(Engine):
             return tree_unflatten(form, slope(objective, [*leaves, *chosen], count, judge))
 
         def optimality(x: Any, chosen: Any, others: Any) -> Any:
-            def objective(x: Any) -> Tensor:
-                found = loss(x, *filled(chosen, others))
+            leaves, form = tree_flatten(x)  # torch's trees have leaves of None
+
+            def objective(leaves: Sequence[Tensor]) -> Tensor:
+                found = loss(tree_unflatten(form, leaves), *filled(chosen, others))
                 value: Tensor = found[0] if isinstance(found, tuple) else found
                 return value
 
-            return torch.func.grad(objective)(x)
+            return tree_unflatten(form, torch.func.grad(objective)(leaves))
 
         adapted: list[Any] = []
         options: dict[str, Any] = {}
