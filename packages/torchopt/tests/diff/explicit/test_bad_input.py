@@ -24,6 +24,8 @@ MADE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "half a step": ({"steps": 1.5}, TypeError, "steps: expected an int, got float"),
     "a derivative": ({"derivative": "backward"}, ValueError, "derivative: expected one of 'rev"),
     "no snapshots": ({"keep": 0}, ValueError, "keep: expected at least 1, got 0"),
+    "nothing to keep": ({"keep": None}, TypeError, r'keep: expected "all".*got None'),
+    "half a snapshot": ({"keep": 1.5}, TypeError, r'keep: expected "all".*got 1\.5'),
     "a text": ({"keep": "some"}, ValueError, r'keep: expected "all", "steps", "reversible",'),
     "a window": ({"window": 0}, ValueError, "window: expected at least 1, got 0"),
     "a loss": ({"loss": 3}, TypeError, "loss: expected a function"),

@@ -26,10 +26,10 @@ def require_options(loop: Any) -> None:
     if loop.window is not None:
         require_count(loop.window, "window")
     is_budget = isinstance(loop.keep, str) and in_bytes(loop.keep) is not None
-    if not isinstance(loop.keep, str):
+    if isinstance(loop.keep, int):
         require_count(loop.keep, "keep")
     elif loop.keep not in ("all", "steps", "reversible") and not is_budget:
-        raise ValueError(
+        raise (ValueError if isinstance(loop.keep, str) else TypeError)(
             'inner_loop: keep: expected "all", "steps", "reversible", a number of snapshots or '
             f'a budget such as "64MiB", got {loop.keep!r}.'
         )
