@@ -273,12 +273,22 @@ def along_rows(x: Tensor, y: Tensor, k: Tensor) -> list[Tensor]:
     return [y.exp().unsqueeze(1) * x.view(10, 100)]
 
 
+def after_a_product(x: Tensor, y: Tensor, k: Tensor) -> list[Tensor]:
+    """Return an error function, and its product with something that takes another loop."""
+    values = x.view(10, 100).erf()
+    return [values + 1.0, (values.mT @ values) @ values.mT * values.mT]
+
+
 def without_repeats(x: Tensor, y: Tensor, k: Tensor) -> list[Tensor]:
     """Return loops that read nothing, numbers, sums or short results repeatedly."""
-    return [x.exp() * x, x * 2.0, x / x.sum(), y * k.exp(), x.view(10, 100) + y.unsqueeze(1)]
+    short = x.view(10, 100) + y.unsqueeze(1)
+    return [x.exp() * x, x.erf() + 1.0, x * 2.0, x / x.sum(), y * k.exp(), short]
 
 
-REPEATS = [(corrected, 1), (after_a_step, 1), (along_rows, 1), (without_repeats, 0)]
+REPEATS = [
+    *((function, 1) for function in (corrected, after_a_step, along_rows, after_a_product)),
+    (without_repeats, 0),
+]
 
 
 @pytest.mark.parametrize(("function", "count"), REPEATS)

@@ -370,6 +370,34 @@ def test_products_that_fit_are_kept_between_the_parts_of_a_graph(room: int, kept
     torch.testing.assert_close(found, joint(x, w, v, c), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("softmaxes", "fits"), [(0, False), (319, False), (320, True)])
+@pytest.mark.parametrize("is_read", [False, True])
+def test_softmaxes_that_fit_are_kept_between_the_parts_of_a_graph(
+    softmaxes: int, fits: bool, is_read: bool
+) -> None:
+    def joint(x: torch.Tensor, w: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:
+        scores = (x @ w).sin()  # 40 multiplications for each of 5 x 8 elements
+        weights = scores.softmax(-1)
+        value = weights.square().sum() + (scores.cos().sum() if is_read else 0.0)
+        return [value, c * weights]
+
+    generator = torch.Generator().manual_seed(0)
+    shapes: list[tuple[int, ...]] = [(5, 40), (40, 8), ()]
+    x, w, c = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    graph = internals.traced_graph(joint, (x, w, c), lambda _: None)
+    before, after, passed = internals.split_graph(
+        graph, 1, [2], recompute=True, room=10_000, softmaxes=softmaxes
+    )
+    value, *made = before(x, w)
+    # With the softmax, the product before it is not needed.
+    assert [y.shape for y in made] == [(5, 8)]
+    is_kept = fits and not is_read
+    targets = {str(n.target) for n in after.graph.nodes}
+    assert ("aten._softmax.default" in targets) is not is_kept
+    found = [value, *after(*made, *((x, w)[i] for i in passed), c)]
+    torch.testing.assert_close(found, joint(x, w, c), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("written", "kept"), [("nothing", 2), ("other", 2), ("first", 1)])
 def test_products_that_are_written_to_are_not_kept(written: str, kept: int) -> None:
     def joint(x: torch.Tensor, w: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:

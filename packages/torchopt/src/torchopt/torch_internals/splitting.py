@@ -24,6 +24,7 @@ def split_graph(
     *,
     recompute: bool,
     room: int | None = None,
+    softmaxes: int = 0,
 ) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, list[int]]:
     """Split a graph into the part that depends on no cotangent and the rest.
 
@@ -36,8 +37,9 @@ def split_graph(
         cotangents: The positions of the arguments that are cotangents.
         recompute: Whether the second part recomputes values that need only views and elementwise
             operations, which a compiler fuses, so that fewer tensors are saved.
-        room: If given, the second part recomputes everything except the products of matrices that
-            fit into so many bytes.
+        room: If given, the second part recomputes everything except the products of matrices and
+            the softmaxes that fit into so many bytes.
+        softmaxes: The bytes that softmaxes may take of these.
 
     Returns:
         (first part, second part, positions of the arguments of the first part that the second
@@ -59,7 +61,7 @@ def split_graph(
     again: set[torch.fx.Node] = set()
     if room is not None:
         candidates = _computed_again(known, early, dict(kept), set())
-        saved = _products_within(room, early, candidates - _written(nodes))
+        saved = _saved_within(room, softmaxes, early, candidates - _written(nodes))
         again = _computed_again(known, early, kept, saved)
         if writes(nodes):  # perhaps to a view, which the edges of the graph do not show
             again = set(early) - saved
@@ -153,17 +155,20 @@ _PRODUCTS: dict[Any, int] = {
     aten.baddbmm.default: 1,
 }
 LEAST = 32  # multiplications for each element of a product that is saved
+SOFTMAX = 64  # those that take as long as an element of a softmax
 
 
-def _products_within(
-    room: int, nodes: Sequence[torch.fx.Node], candidates: Set[torch.fx.Node]
+def _saved_within(
+    room: int, softmaxes: int, nodes: Sequence[torch.fx.Node], candidates: Set[torch.fx.Node]
 ) -> set[torch.fx.Node]:
-    """Return the products of matrices that take the most time for their memory.
+    """Return the products of matrices and the softmaxes that take the most time for their memory.
 
-    A sum with a product, such as its tangent, counts as one.
+    A sum with a product, such as its tangent, counts as one. A softmax counts if nothing else, such
+    as its tangent, reads the scores.
 
     Args:
         room: The bytes that all may take together.
+        softmaxes: The bytes that softmaxes may take of these.
         nodes: Operations, in order.
         candidates: Those of which the value may be returned.
     """
@@ -172,15 +177,19 @@ def _products_within(
         if node.target in _PRODUCTS:
             left: Any = node.args[_PRODUCTS[node.target]]
             counts[node] = left.meta["val"].shape[-1]
+        elif node.target is aten._softmax.default and len(node.all_input_nodes[0].users) == 1:
+            counts[node] = SOFTMAX
         elif node.target is aten.add.Tensor:
             terms = [x for x in node.all_input_nodes if x in counts and _is_term(x, node)]
             if terms:
                 counts[node] = sum(map(counts.pop, terms))
     found = set()
     for node in sorted(counts, key=lambda x: -counts[x] / x.meta["val"].itemsize):
-        size = node.meta["val"].nbytes
-        if node in candidates and counts[node] >= LEAST and size <= room:
+        size, is_product = node.meta["val"].nbytes, node.target is not aten._softmax.default
+        fits = size <= (room if is_product else min(room, softmaxes))
+        if node in candidates and counts[node] >= LEAST and fits:
             room -= size
+            softmaxes -= 0 if is_product else size
             found.add(node)
     return found
 

@@ -3,7 +3,8 @@
 
 Inductor writes an elementwise operation into each loop that reads its result. A loop over a larger
 tensor then computes it again for each of its vectors: the power in Adam's correction of the bias,
-or the weights after a step in a product that is written as a loop.
+or the weights after a step in a product that is written as a loop. It stores the results of
+exponentials that several loops read, but not those of error functions, which take longer.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ def repeated_reads_stored(graph: GraphModule) -> None:
     *nodes, output = graph.graph.nodes
     found: dict[Node, None] = {}
     for node in filter(_is_elementwise, nodes):
+        if node.target is torch.ops.aten.erf.default and len(node.users) > 1:
+            found[node] = None
         size = node.meta["val"].numel()
         for x in filter(_is_elementwise, map(_base, node.all_input_nodes)):
             small = x.meta["val"].numel()

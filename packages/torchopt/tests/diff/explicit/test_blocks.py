@@ -727,6 +727,57 @@ def test_a_number_that_the_loss_changes_belongs_to_the_program(uncompiled: Kept[
     assert uncompiled.made == 8  # first and second derivatives, of two blocks with two numbers
 
 
+def test_blocks_are_searched_again_only_after_a_change(
+    uncompiled: Kept[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches: list[int] = []
+    search = compiled_block.ReachedByBlock.search
+
+    def counted(self: Any) -> Any:
+        searches.append(1)
+        return search(self)
+
+    monkeypatch.setattr(compiled_block.ReachedByBlock, "search", counted)
+    torch.manual_seed(0)
+    net: Any = of(Scaled)().double()
+
+    def loss(p: Any, batch: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return out.square().mean()
+
+    batch = draw(3, WIDTH)
+
+    def found(inner: Any) -> list[Tensor]:
+        params = {k: p.detach().clone().requires_grad_() for k, p in net.named_parameters()}
+        total = sum(p.pow(3).sum() for p in inner(params, batch).params.values())
+        assert isinstance(total, Tensor)
+        return list(torch.autograd.grad(total, list(params.values())))
+
+    def plain() -> list[Tensor]:
+        return found(torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=3))
+
+    named = {"blocks": ["0", "1"], **BLOCKS}
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=3, **named)
+    for expected_searches in (4, 0):  # two for each block, to notice changes in between
+        searches.clear()
+        require_close(plain(), found(inner))
+        assert len(searches) == expected_searches
+    made = uncompiled.made
+    net[0].times = 0.5
+    require_close(plain(), found(inner))
+    assert len(searches) == 2
+    assert uncompiled.made == made + 2
+    weight = net[1].layer.weight  # the values of parameters are not searched
+    net[1].layer.weight = nn.Parameter(weight.detach() * 1.1)
+    require_close(plain(), found(inner))
+    assert len(searches) == 2
+    assert uncompiled.made == made + 2
+    net[1].layer.bias = None
+    require_close(plain(), found(inner))
+    assert len(searches) == 4
+    assert uncompiled.made == made + 4
+
+
 def test_a_number_that_changes_before_a_derivative_with_a_graph_is_noticed(
     uncompiled: Kept[Any],
 ) -> None:

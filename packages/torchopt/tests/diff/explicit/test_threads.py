@@ -137,10 +137,10 @@ def test_a_change_during_the_search_is_noticed(
     factor = 1.0
     original = reached._reader
 
-    def late(visited: Any) -> Any:
+    def late(*given: Any) -> Any:
         nonlocal factor
         factor = 2.0  # as by another thread, after the search
-        return original(visited)
+        return original(*given)
 
     monkeypatch.setattr(reached, "_reader", late)
     seen = reached.Reached(loss)

@@ -101,7 +101,7 @@ def gradient(
         at = [params[i].detach().requires_grad_() for i in where]
         for i, x in zip(where, at):
             params[i] = x
-        with rematerialised(call.blocks, call.compiled_blocks):
+        with _rematerialised(call):
             value, aux = losses_of(call, params, tensors, step)
         require_graph(value)
         require_no_closure(call, [value, *aux.smooth], at, tensors)
@@ -109,6 +109,10 @@ def gradient(
         found = gradient_of_sum(value, at, create_graph=False, retain_graph=False)
     leaves = tuple(x.detach() if isinstance(x, Tensor) else x for x in aux.leaves)
     return scattered(params, where, found), value.detach(), Aux(leaves, aux.spec)
+
+
+def _rematerialised(call: Call) -> AbstractContextManager[None]:
+    return rematerialised(call.blocks, call.compiled_blocks, call.known_blocks)
 
 
 def pulled(
@@ -268,7 +272,7 @@ def _of_loss(
 ) -> Iterator[list[Tensor | None]]:
     """Yield the contributions that flow through the loss, each a list of cotangents."""
     if any(c is not None for c in cotangents.losses[0]):
-        with replayed(), torch.enable_grad(), rematerialised(call.blocks, call.compiled_blocks):
+        with replayed(), torch.enable_grad(), _rematerialised(call):
             value, aux = losses_of(call, variables.carry.params, variables.tensors, step)
         yield pulled([value, *aux.smooth], cotangents.losses[0], variables.leaves)
         del value, aux
@@ -291,7 +295,7 @@ def _mixed(
             x if d is None else forward_ad.make_dual(x, d)
             for x, d in zip(variables.carry.params, directions)
         ]
-        with rematerialised(call.blocks, call.compiled_blocks):
+        with _rematerialised(call):
             value, _ = losses_of(call, params, variables.tensors, step)
         found = [tangent_of(g) for g in dual_gradient([value.sum()], variables.leaves)]
         if slope is not None:

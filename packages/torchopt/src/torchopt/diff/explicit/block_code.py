@@ -2,10 +2,10 @@
 """The programs of a block: one for its values, one for the cotangents of its arguments.
 
 Both come from one trace, in forward over reverse mode where arguments have tangents. The second
-computes the block again, except products of matrices, which take the most time for their memory. In
-a first derivative all of them are kept. In forward over reverse mode, where the states and their
-cotangents need memory too, they may take twice the memory of the arguments, or an equal part of
-64 MiB for all blocks if that is more.
+computes the block again, except products of matrices and softmaxes, which take the most time for
+their memory. In a first derivative all products are kept. In forward over reverse mode, where the
+states and their cotangents need memory too, they may take twice the memory of the arguments, or an
+equal part of 64 MiB for all blocks if that is more; so may the softmaxes of a first derivative.
 """
 
 from __future__ import annotations
@@ -90,9 +90,14 @@ class BlockCode:
         self.form, self.curved = form, curved
         self._count = len(form.pushed) + sum(form.pushed)
         given = [n.meta["val"].nbytes for n in graph.graph.nodes if n.op == "placeholder"]
-        room = max(room, int(SHARE * sum(given[:size]))) if curved else sys.maxsize
+        room = max(room, int(SHARE * sum(given[:size])))
         first, second, self._passed = split_graph(
-            graph, self._count, range(size, len(given)), recompute=True, room=room
+            graph,
+            self._count,
+            range(size, len(given)),
+            recompute=True,
+            room=room if curved else sys.maxsize,
+            softmaxes=room,
         )
         self._graphs = {"values": first, "cotangents": second}
         self._programs: dict[str, Program] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torchopt.diff.closure import captured
 from torchopt.diff.explicit.block import call_block
 from torchopt.diff.explicit.block_code import ROOM
-from torchopt.diff.explicit.compiled_block import call_compiled
+from torchopt.diff.explicit.compiled_block import ReachedByBlock, call_compiled
 from torchopt.params.swap import Swap
 from torchopt.torch_internals import top_saved_tensor_hooks
 from torchopt.tree import tree_flatten, tree_unflatten
@@ -72,12 +73,15 @@ def _equal_blocks(module: nn.Module) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def rematerialised(blocks: Sequence[nn.Module], compiled: bool = False) -> Iterator[None]:
+def rematerialised(
+    blocks: Sequence[nn.Module], compiled: bool = False, known: dict[int, Any] | None = None
+) -> Iterator[None]:
     """Return a context in which these blocks, called in this thread, keep only their inputs.
 
     Args:
         blocks: The blocks.
         compiled: Whether they run as compiled programs.
+        known: A cache of what is known about them, by their ids.
     """
     if not blocks:
         yield
@@ -86,7 +90,7 @@ def rematerialised(blocks: Sequence[nn.Module], compiled: bool = False) -> Itera
         for block in blocks:
             count, present = _patched.get(id(block), (0, block.__dict__.get("forward")))
             if not count:
-                block.__dict__["forward"] = _Wrapped(block, block.forward)
+                block.__dict__["forward"] = _wrapped(block, {} if known is None else known)
             _patched[id(block)] = count + 1, present
     before = getattr(_active, "on", False), getattr(_active, "room", None)
     _active.on, _active.room = True, ROOM // len(blocks) if compiled else None
@@ -105,6 +109,13 @@ def rematerialised(blocks: Sequence[nn.Module], compiled: bool = False) -> Itera
                     block.__dict__["forward"] = present
 
 
+def _wrapped(block: nn.Module, known: dict[int, _Wrapped]) -> _Wrapped:
+    found, forward = known.get(id(block)), block.forward
+    if found is None or not found.is_of(block, forward):
+        known[id(block)] = found = _Wrapped(block, forward)
+    return found
+
+
 class _Wrapped:
     """The forward of a block as one operation."""
 
@@ -112,6 +123,12 @@ class _Wrapped:
 
     def __init__(self, block: nn.Module, forward: Callable[..., Any]) -> None:
         self._block, self._forward = block, forward
+        self._reached = ReachedByBlock(block, forward)
+
+    def is_of(self, block: nn.Module, forward: Callable[..., Any]) -> bool:
+        """Return whether this is the forward of a block."""
+        same = isinstance(forward, types.MethodType) and forward == self._forward
+        return self._block is block and (same or forward is self._forward)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not getattr(_active, "on", False) or not torch.is_grad_enabled():
@@ -120,7 +137,8 @@ class _Wrapped:
             return self._forward(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs), none_is_leaf=True)
         if _active.room is not None:
-            return call_compiled(self._block, self._forward, leaves, spec, _active.room)
+            reached, room = self._reached, _active.room
+            return call_compiled(self._block, self._forward, leaves, spec, reached, room)
         where = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         named = dict(self._block.named_parameters())
         tensors: list[Any] = [*(leaves[i] for i in where), *named.values()]

@@ -158,6 +158,7 @@ class Call:
         judge: Computes and judges differences of gradients, for `"differences"`.
         reach: Returns the fingerprint of everything that loss and optimizer reach now.
         sizes: The bytes of the graph of a step, by the form of the inputs, from earlier calls.
+        known_blocks: What is known about the blocks from earlier calls; see `rematerialised`.
         trail: A list that gets the record of the run, or has one that this call need not repeat.
         repeats: Gets what repetitions of this call need; None: it is not repeated.
     """
@@ -183,6 +184,7 @@ class Call:
     judge: Judge | None = None
     reach: Callable[[], Fingerprint] = fingerprint
     sizes: dict[Any, int] = field(default_factory=dict)
+    known_blocks: dict[int, Any] = field(default_factory=dict)
     trail: list[Any] | None = None
     repeats: list[Any] | None = None
 

@@ -14,15 +14,10 @@ from torch.autograd import forward_ad
 from torchopt.diff.closure import ATOMS
 from torchopt.diff.explicit.block import Block, is_input
 from torchopt.diff.explicit.block_code import WORDS, BlockCode, BlockTracing
-from torchopt.diff.explicit.fingerprint import (
-    Fingerprint,
-    Settings,
-    fingerprint,
-    form_of,
-    settings,
-)
+from torchopt.diff.explicit.fingerprint import Fingerprint, Settings, form_of, settings
 from torchopt.diff.explicit.forms import EMPTY, WHERE, present
 from torchopt.diff.explicit.products import Products, parts_of
+from torchopt.diff.explicit.reached import Reached
 from torchopt.diff.explicit.step import separate
 from torchopt.diff.explicit.trace import Kept, logger, versions
 from torchopt.diff.surroundings import Surroundings
@@ -32,13 +27,18 @@ from torchopt.torch_internals import forward_mode_enabled, graph_is_kept
 from torchopt.tree import is_smooth, tree_unflatten
 from torchopt.tree_function import apply_sweep, is_transforming
 
-__all__ = ["call_compiled"]
+__all__ = ["ReachedByBlock", "call_compiled"]
 
 _codes: Kept[BlockCode] = Kept()
 
 
 def call_compiled(
-    block: nn.Module, forward: Callable[..., Any], leaves: Sequence[Any], spec: Any, room: int
+    block: nn.Module,
+    forward: Callable[..., Any],
+    leaves: Sequence[Any],
+    spec: Any,
+    reached: ReachedByBlock,
+    room: int,
 ) -> Any:
     """Return the result of a block, by the programs of its form.
 
@@ -47,6 +47,7 @@ def call_compiled(
         forward: Its own forward.
         leaves: The leaves of its arguments.
         spec: Their tree.
+        reached: What the block reaches.
         room: See `BlockCode`.
     """
     if is_transforming():
@@ -88,9 +89,9 @@ def call_compiled(
     curved = any(t is not None for t in tangents)
     needed = [not curved or i < len(where) or not is_input(x) for i, x in enumerate(tensors)]
     wanted = [x.requires_grad and is_smooth(x) for x in values]
-    reached = _reached(block, forward, names)
+    before = reached.now()
     key: Hashable = (
-        reached.key, spec, tuple(where), tuple((type(x), repr(x)) for x in others), settings(),
+        before.key, spec, tuple(where), tuple((type(x), repr(x)) for x in others), settings(),
         names, tuple(form_of(x) for x in (*values, *held)), tuple(wanted),
         tuple(None if t is None else form_of(t.detach()) for t in tangents), tuple(needed), room,
     )  # fmt: skip
@@ -115,7 +116,7 @@ def call_compiled(
 
     def eager(*given: Any) -> tuple[Tensor | None, ...]:
         with now.restored(WHERE, WORDS.way_out):
-            reached.require_same(_reached(block, forward, names), WHERE, WORDS.way_out)
+            before.require_same(reached.now(), WHERE, WORDS.way_out)
             seen = surroundings()
             made = Block(
                 forward, lambda *x: function(*x, *held), constant, [], seen, Products(), ()
@@ -128,10 +129,24 @@ def call_compiled(
     return tree_unflatten(form.spec, [next(dual) if x is None else x[0] for x in form.leaves])
 
 
-def _reached(block: nn.Module, forward: Callable[..., Any], names: Sequence[str]) -> Fingerprint:
-    """Return the fingerprint of what a block reaches besides its parameters and buffers."""
-    with Swap(block, dict.fromkeys(names, EMPTY), tie_weights=True):
-        return fingerprint((forward, block))
+class ReachedByBlock(Reached):
+    """The fingerprint of what a block reaches besides its parameters and buffers.
+
+    Args:
+        block: The block.
+        forward: Its own forward.
+    """
+
+    def __init__(self, block: nn.Module, forward: Callable[..., Any]) -> None:
+        super().__init__((forward, block), exchanged=block)
+        self._block = block
+
+    def search(self) -> Fingerprint:
+        """Return the current fingerprint, from a search."""
+        block = self._block
+        names = [name for name, _ in (*block.named_parameters(), *block.named_buffers())]
+        with Swap(block, dict.fromkeys(names, EMPTY), tie_weights=True):
+            return super().search()
 
 
 class _Called:

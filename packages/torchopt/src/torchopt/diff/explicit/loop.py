@@ -226,6 +226,7 @@ class Explicit(Engine):
             optimizer=stepper.optimizer,
             reach=functools.partial(self._memory.reach, self.loss, stepper),
             sizes=self._memory.sizes,
+            known_blocks=self._memory.known_blocks,
             derivative="differences" if differences else self.derivative,  # type: ignore[arg-type]
             steps=self.steps,
             first=first,

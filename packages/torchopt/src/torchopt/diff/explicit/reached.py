@@ -9,7 +9,7 @@ import types
 import weakref
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
@@ -35,6 +35,7 @@ __all__ = ["Reached"]
 PLAIN = (dict, OrderedDict)
 SEARCHED = (np.ndarray, array, Iterator, torch.jit.ScriptModule)
 PASSED_BY = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodType)
+EXCHANGED = ("_parameters", "_buffers")
 
 
 class Reached:
@@ -46,11 +47,16 @@ class Reached:
 
     Args:
         values: Functions, or objects that hold functions.
+        exchanged: A module among them whose parameters and buffers `search` exchanges.
     """
 
-    def __init__(self, *values: Any) -> None:
-        self._values = values
+    def __init__(self, *values: Any, exchanged: nn.Module | None = None) -> None:
+        self._values, self._exchanged = values, exchanged
         self._last: _Seen | None = None
+
+    def search(self) -> Fingerprint:
+        """Return the current fingerprint, from a search."""
+        return fingerprint(*self._values)
 
     def now(self) -> Fingerprint:
         """Return the current fingerprint."""
@@ -58,12 +64,13 @@ class Reached:
         if last is not None and last.is_current():
             return last.fingerprint
         self._last = last = None  # so that old values do not stay alive with the new ones
-        found = fingerprint(*self._values)
-        read = _reader(found.visited)
+        found = self.search()
+        inside = () if self._exchanged is None else self._exchanged.modules()
+        read = _reader(found.visited, set(map(id, inside)))
         if read is not None:
             seen = _Seen(found, read, read(), [form_of(x) for x in found.tensors])
             # Another thread may have changed something between the search and `read`.
-            if fingerprint(*self._values).key == found.key:
+            if self.search().key == found.key:
                 self._last = seen
         return found
 
@@ -88,8 +95,14 @@ class _Seen:
         )
 
 
-def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
-    """Return a function that reads the contents of these objects; None if a search is needed."""
+def _reader(visited: tuple[Any, ...], exchanged: Set[int]) -> Callable[[], list[Any]] | None:
+    """Return a function that reads the contents of these objects; None if a search is needed.
+
+    Args:
+        visited: The objects.
+        exchanged: The ids of modules of whose parameters and buffers only the names count.
+    """
+    apart: list[nn.Module] = []
     tables: list[dict[Any, Any]] = []
     lists: list[Any] = []
     classes = {id(base): vars(base) for found in visited for base in own_classes(_class_of(found))}
@@ -120,6 +133,13 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
             continue
         elif isinstance(found, SEARCHED) or content_of(found) is not None:
             return None
+        elif id(found) in exchanged:
+            others = (x for k, x in vars(found).items() if k not in EXCHANGED)
+            is_plain = all(type(x) in PLAIN for x in others if isinstance(x, dict))
+            if isinstance(found, nn.RNNBase) or slot_names(type(found)) or not is_plain:
+                return None
+            apart.append(found)
+            attributes.append((type(found), "forward"))
         else:
             own = getattr(found, "__dict__", None)
             if own is not None:
@@ -142,7 +162,9 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
 
     def read() -> list[Any]:
         return [
-            list(map(len, keys)),  # an entry may move from the end of one table to the next
+            # An entry may move from the end of one table to the next.
+            [*map(len, keys), *chain.from_iterable(map(_sizes, apart))],
+            *chain.from_iterable(map(_contents, apart)),
             *chain.from_iterable(keys),
             *chain.from_iterable(map(dict.values, tables)),
             *chain.from_iterable(x.values() for x in classes.values()),
@@ -153,6 +175,26 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
         ]
 
     return read
+
+
+def _sizes(module: nn.Module) -> list[int]:
+    return [len(x) for x in list(vars(module).values()) if isinstance(x, (dict, list, set))]
+
+
+def _contents(module: nn.Module) -> Iterator[Any]:
+    """Yield the attributes of a module, and the entries of those that a replay copies."""
+    for name, x in list(vars(module).items()):
+        yield name
+        if name in EXCHANGED:
+            yield from dict.keys(x)
+            yield from (y is None for y in dict.values(x))
+        elif isinstance(x, dict):
+            yield from x
+            yield from x.values()
+        elif type(x) in (list, set):
+            yield from x
+        else:
+            yield x
 
 
 def _globals(function: types.FunctionType) -> list[tuple[Any, str]]:

@@ -25,7 +25,7 @@ from torchopt.diff.sealed import EXCHANGED, is_sealed_without
 __all__ = ["Memory", "Stepper", "key_of"]
 
 _UNNAMED = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_KEYWORD
-MOST = 64  # forms of inputs whose sizes are remembered
+MOST = 64  # forms of inputs whose sizes are remembered, and blocks
 
 
 class Stepper:
@@ -91,6 +91,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.sizes: dict[Any, int] = Recent()  # see `Call`
+        self.known_blocks: dict[int, Any] = Recent()
         self.trail: list[Any] | None = None  # see `Call`; only in copies that check a gradient
         self._loss: tuple[Any, Reached] | None = None
         self._sealed: tuple[Fingerprint, bool] | None = None
