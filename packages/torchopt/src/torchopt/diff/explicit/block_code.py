@@ -5,7 +5,8 @@ Both come from one trace, in forward over reverse mode where arguments have tang
 computes the block again, except products of matrices and softmaxes, which take the most time for
 their memory. In a first derivative all products are kept. In forward over reverse mode, where the
 states and their cotangents need memory too, they may take twice the memory of the arguments, or an
-equal part of 64 MiB for all blocks if that is more; so may the softmaxes of a first derivative.
+equal part of 64 MiB for all blocks if that is more. The softmaxes of a first derivative may take
+half of this part.
 """
 
 from __future__ import annotations
@@ -90,14 +91,14 @@ class BlockCode:
         self.form, self.curved = form, curved
         self._count = len(form.pushed) + sum(form.pushed)
         given = [n.meta["val"].nbytes for n in graph.graph.nodes if n.op == "placeholder"]
-        room = max(room, int(SHARE * sum(given[:size])))
+        softmaxes, room = room // 2, max(room, int(SHARE * sum(given[:size])))
         first, second, self._passed = split_graph(
             graph,
             self._count,
             range(size, len(given)),
             recompute=True,
             room=room if curved else sys.maxsize,
-            softmaxes=room,
+            softmaxes=softmaxes,
         )
         self._graphs = {"values": first, "cotangents": second}
         self._programs: dict[str, Program] = {}
