@@ -160,8 +160,8 @@ def pull_back_steps(
     carry, grads = moment.taken()
     variables = Variables.of(call, carry, inputs, steps)
     # The optimizer may draw random numbers after the loss, hence in the same context. If it does,
-    # no gradient is kept.
-    alone = grads is not None and moment.seen is not None
+    # no gradient is kept. In reverse mode the loss is evaluated again, here.
+    alone = call.derivative != "reverse" and grads is not None and moment.seen is not None
     with moment.seen.replayed_beside() if alone else replayed(), torch.enable_grad():
         optimizer = inputs.optimizer_now()
         if call.derivative == "reverse":
@@ -297,7 +297,7 @@ def _mixed(
         ]
         with _rematerialised(call):
             value, _ = losses_of(call, params, variables.tensors, step)
-        found = [tangent_of(g) for g in dual_gradient([value.sum()], variables.leaves)]
+        found = [tangent_of(g) for g in dual_gradient([value.sum()], variables.leaves, dense=True)]
         if slope is not None:
             slope.require(value, variables.leaves[: sum(map(is_smooth, params))], found)
         return found

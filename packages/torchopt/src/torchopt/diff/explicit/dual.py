@@ -44,7 +44,11 @@ _REFUSALS = ("forward AD", "forward mode AD", "jvp function", "_efficientzeroten
 
 
 def dual_gradient(
-    values: Sequence[Tensor], at: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None
+    values: Sequence[Tensor],
+    at: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None = None,
+    *,
+    dense: bool = False,
 ) -> Sequence[Tensor | None]:
     """Return a vector-Jacobian product with its forward-mode tangents.
 
@@ -52,6 +56,8 @@ def dual_gradient(
         values: The outputs.
         at: The inputs.
         cotangents: A cotangent for each output; None for 0-dim outputs and ones.
+        dense: Whether those ones have tangents of zeros. Then torch does not ask a function in
+            Python for shapes, and keeps more zeros.
 
     Raises:
         NotDifferentiableError: The loss contains an operation, or the gradient of one, for which
@@ -71,8 +77,7 @@ def dual_gradient(
                 f"of a normalisation in it, got {name}, in which torch's forward mode treats mean "
                 'and variance as constants; use derivative="reverse".'
             )
-    if cotangents is None and not is_traced():
-        # For a tangent that is missing, torch asks a function in Python for shapes.
+    if cotangents is None and dense and not is_traced():
         cotangents = [forward_ad.make_dual(torch.ones_like(y), torch.zeros_like(y)) for y in values]
     graph = not _WITH_GRAPH.isdisjoint(names)
     return torch.autograd.grad(values, at, cotangents, create_graph=graph, allow_unused=True)
